@@ -1,0 +1,1 @@
+"""Backbones: chips in, unit-norm embeddings out."""

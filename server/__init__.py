@@ -1,0 +1,1 @@
+"""What coordinates the sites and never sees an image of theirs."""

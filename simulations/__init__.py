@@ -1,0 +1,1 @@
+"""Many sites on one machine, through the same apps as a deployment."""
