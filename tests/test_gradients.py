@@ -1,0 +1,130 @@
+"""Three engines, one answer: vmap and book-keeping agree with the person loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from client.gradients import (
+    ENGINES,
+    choose_engine,
+    linear_book_keeping,
+    person_loop,
+    person_vmap,
+    supports_book_keeping,
+)
+from common.losses import LOSSES, LossConfig, PersonBatch, create_loss
+
+
+class Adapter(nn.Module):
+    """Two linear layers, one of them frozen, one with a bias: all that book-keeping claims."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(12, 6).requires_grad_(False)
+        self.first = nn.Linear(12, 8)
+        self.second = nn.Linear(8, 6, bias=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        mixed = self.frozen(rows) + self.second(torch.relu(self.first(rows)))
+        return F.normalize(mixed, dim=-1)
+
+
+class Convolutional(nn.Module):
+    """What tail and full look like: convolution, depthwise, norm, PReLU, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.GroupNorm(2, 4),
+            nn.PReLU(4),
+            nn.Conv2d(4, 4, 3, groups=4),
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(4 * 2 * 2, 6)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return F.normalize(self.head(self.body(rows)), dim=-1)
+
+
+def people(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> PersonBatch:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(7, 4, *shape, generator=generator, dtype=dtype)
+    present = torch.rand(7, 4, generator=generator) < 0.8
+    present[:, :2] = True
+    mask = present.view(7, 4, *([1] * len(shape)))
+    return PersonBatch(inputs.masked_fill(~mask, 0), present, torch.arange(7))
+
+
+def public(dtype: torch.dtype) -> Tensor:
+    rows = torch.randn(20, 6, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    return F.normalize(rows, dim=-1)
+
+
+@pytest.mark.parametrize("loss_name", LOSSES)
+@pytest.mark.parametrize("engine", ["vmap", "book-keeping"])
+@pytest.mark.parametrize("clip", [1e-3, 0.1, 1e6])
+def test_engines_agree_with_the_loop_on_an_adapter(
+    loss_name: str, engine: str, clip: float
+) -> None:
+    torch.manual_seed(0)
+    model, batch = Adapter().double(), people((12,), torch.float64)
+    loss = create_loss(LossConfig(loss_name, temperature=10.0))
+    expected = person_loop(model, batch, loss, public(torch.float64), clip).value
+    actual = ENGINES[engine](model, batch, loss, public(torch.float64), clip).value
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_engines_agree_to_1e_6_in_float32() -> None:
+    torch.manual_seed(0)
+    model, batch = Adapter(), people((12,), torch.float32)
+    loss = create_loss(LossConfig(temperature=10.0))
+    results = [e(model, batch, loss, public(torch.float32), 0.1).value for e in ENGINES.values()]
+    for result in results[1:]:
+        assert float((result - results[0]).norm() / results[0].norm()) < 1e-6
+
+
+def test_vmap_agrees_with_the_loop_on_convolutions() -> None:
+    torch.manual_seed(0)
+    model, batch = Convolutional().double(), people((2, 4, 4), torch.float64)
+    loss = create_loss(LossConfig(temperature=10.0))
+    expected = person_loop(model, batch, loss, public(torch.float64), 0.1).value
+    actual = person_vmap(model, batch, loss, public(torch.float64), 0.1).value
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_broken_person_adds_nothing_in_any_engine(engine: str, bad: float) -> None:
+    torch.manual_seed(0)
+    model, batch = Adapter().double(), people((12,), torch.float64)
+    loss = create_loss(LossConfig(temperature=10.0))
+    good = PersonBatch(batch.inputs[:-1], batch.present[:-1], batch.codes[:-1])
+    batch.inputs[-1, 0, 0] = bad
+    expected = ENGINES[engine](model, good, loss, public(torch.float64), 0.1).value
+    actual = ENGINES[engine](model, batch, loss, public(torch.float64), 0.1).value
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nobody_gives_a_zero_sum_in_any_engine(engine: str) -> None:
+    torch.manual_seed(0)
+    model, batch = Adapter().double(), people((12,), torch.float64)
+    nobody = PersonBatch(batch.inputs[:0], batch.present[:0], batch.codes[:0])
+    loss = create_loss(LossConfig())
+    total = ENGINES[engine](model, nobody, loss, public(torch.float64), 0.1)
+    assert float(total.value.abs().max()) == 0.0
+    assert total.l2_sensitivity == 0.1
+
+
+def test_the_engine_is_chosen_by_the_trainable_parameters() -> None:
+    assert supports_book_keeping(Adapter())
+    assert not supports_book_keeping(Convolutional())
+    assert choose_engine(Adapter()) is linear_book_keeping
+    assert choose_engine(Convolutional()) is person_vmap
+    assert choose_engine(nn.Sequential(nn.Conv2d(64, 64, 3))) is person_loop
