@@ -1,0 +1,95 @@
+"""The only parser: plain mappings (TOML, JSON, Flower run configuration) to frozen dataclasses.
+
+Unknown keys, missing keys and wrong types are errors that name the key; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from common.errors import InputError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], values: Mapping[str, Any], *, where: str = "configuration") -> T:
+    """Return the dataclass `kind` from a mapping; any surprise is an InputError naming the key."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: expected a table, not {type(values).__name__}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise InputError(
+            f"{where}: unknown key {unknown[0]!r}", hint=f"known keys: {', '.join(fields)}"
+        )
+    found = {}
+    for name, field in fields.items():
+        if name in values:
+            found[name] = _value(hints[name], values[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where}: missing key {name!r}")
+    return kind(**found)
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    origin = get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in get_args(kind):
+            return None
+        (inner,) = [k for k in get_args(kind) if k is not type(None)]
+        return _value(inner, value, where)
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise InputError(f"{where}: {value!r} is not one of {', '.join(get_args(kind))}")
+        return value
+    if dataclasses.is_dataclass(kind):
+        return parse(typing.cast(type[Any], kind), value, where=where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    # bool is an int in Python, but `true` where a number belongs is a mistake.
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{where}: expected {kind.__name__}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}: must be finite, not {value}")
+    return value
+
+
+def to_json(value: Any) -> str:
+    """Return the canonical JSON of a frozen dataclass: sorted keys, no spaces, no NaN."""
+    plain = dataclasses.asdict(value)
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
+
+
+def from_json(kind: type[T], text: str, *, where: str = "configuration") -> T:
+    """Return the dataclass `kind` from JSON text; malformed text is an InputError."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+    return parse(kind, values, where=where)
+
+
+def from_toml(kind: type[T], path: Path) -> T:
+    """Return the dataclass `kind` from a TOML file; a missing or malformed file is named."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return parse(kind, values, where=path.name)
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a dataclass' canonical JSON, 64 hex digits."""
+    return hashlib.sha256(to_json(value).encode()).hexdigest()

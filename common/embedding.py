@@ -1,0 +1,65 @@
+"""Chips to rows of the trainable part, and rows to embeddings, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.backbones.base import Backbone, Split, TrainSet
+
+Progress = Callable[[int, int], None]
+_BATCH = 64
+
+
+def silent(done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a split backbone stores and uses images: frozen features, or chips if nothing is frozen.
+
+    With train set `full` a row is the uint8 chip itself and `prepare` makes pixels of it; else a
+    row is the frozen part's output and `prepare` returns it as it is.
+    """
+
+    backbone: Backbone
+    split: Split
+    train_set: TrainSet
+
+    def of(self, chips: Tensor, progress: Progress = silent) -> Tensor:
+        """uint8 chips [N, S, S, 3] -> rows [N, ...], each image once, no gradient."""
+        if self.train_set == "full":
+            return chips
+        if len(chips) == 0:
+            return self._frozen(chips.new_zeros((1, *chips.shape[1:])))[:0]
+        parts = []
+        for start in range(0, len(chips), _BATCH):
+            parts.append(self._frozen(chips[start : start + _BATCH]))
+            progress(min(start + _BATCH, len(chips)), len(chips))
+        return torch.cat(parts)
+
+    def _frozen(self, chips: Tensor) -> Tensor:
+        with torch.no_grad():
+            rows: Tensor = self.split.frozen(self.backbone.preprocess(chips))
+        return rows
+
+    def prepare(self, rows: Tensor) -> Tensor:
+        """Rows -> the trainable part's input."""
+        return self.backbone.preprocess(rows) if self.train_set == "full" else rows
+
+    def embed(self, rows: Tensor) -> Tensor:
+        """Rows [N, ...] -> unit-norm embeddings [N, D] under the current parameters."""
+        return embed(self.split.trainable, rows, self.prepare)
+
+
+def embed(
+    model: nn.Module, rows: Tensor, prepare: Callable[[Tensor], Tensor], batch: int = 256
+) -> Tensor:
+    """Return model(prepare(rows)) in batches, without gradient, [N, D]."""
+    with torch.no_grad():
+        parts = [model(prepare(rows[i : i + batch])) for i in range(0, max(len(rows), 1), batch)]
+    return torch.cat(parts)

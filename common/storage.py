@@ -1,0 +1,50 @@
+"""Private files and directories: 0600 and 0700, written whole or not at all, durable."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from common.errors import StorageError
+
+
+def make_private_directory(path: Path) -> Path:
+    """Create a directory (and its parents) for its owner only, and return it."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"cannot create {path}: {error.strerror}") from error
+    return path
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file's content atomically, mode 0600; after return it survives a power cut.
+
+    A failed write leaves the old file as it was and no temporary file; it is a StorageError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}", hint="free some space or choose another place"
+        ) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,79 @@
+"""One file a run that holds everything needed to go on: replaced whole after each round."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from common.errors import InputError
+from common.storage import write_private
+from server.optimizer import OptimizerState
+
+_VECTORS = ("parameters", "first", "second", "average")
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What the server knows of a finished round; all of it may be shown to anyone.
+
+    `rejected` pairs a site's node id with why its answer was not used. `scores` are public-set
+    metrics by name, empty when the round was not evaluated.
+    """
+
+    round: int
+    accepted: int
+    rejected: tuple[tuple[int, str], ...]
+    seconds: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Contract digest, optimiser state and history after `state.round` rounds."""
+
+    contract_digest: str
+    state: OptimizerState
+    history: tuple[RoundRecord, ...]
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint atomically."""
+    state = checkpoint.state
+    tensors = {name: np.ascontiguousarray(getattr(state, name)) for name in _VECTORS}
+    metadata = {
+        "contract_digest": checkpoint.contract_digest,
+        "round": str(state.round),
+        "averaged": str(state.averaged),
+        "history": json.dumps([dataclasses.asdict(record) for record in checkpoint.history]),
+    }
+    write_private(path, safetensors.numpy.save(tensors, metadata=metadata))
+
+
+def load(path: Path, contract_digest: str) -> Checkpoint:
+    """Return the checkpoint; one of another contract or a damaged one is an InputError."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata()
+            vectors = {name: file.get_tensor(name) for name in _VECTORS}
+        history = tuple(
+            RoundRecord(**{**record, "rejected": tuple(map(tuple, record["rejected"]))})
+            for record in json.loads(metadata["history"])
+        )
+        state = OptimizerState(
+            round=int(metadata["round"]), averaged=int(metadata["averaged"]), **vectors
+        )
+        found = metadata["contract_digest"]
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} is not a readable checkpoint: {error}") from error
+    if found != contract_digest:
+        raise InputError(
+            f"{path} belongs to a run with other settings",
+            hint="resume with the options the run was started with, or choose another --out",
+        )
+    return Checkpoint(found, state, history)
