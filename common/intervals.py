@@ -89,7 +89,8 @@ def _replicates(
 ) -> NDArray[np.float64]:
     ranked, first, second = _highest_non_mated(scores.non_mated, images, deepest)
     ranks = np.unique(np.geomspace(1, len(ranked), GRID).astype(np.int64)) - 1
-    thresholds = np.unique(ranked[ranks])[::-1]
+    none_above = np.nextafter(ranked[:1], np.asarray(np.inf, ranked.dtype))
+    thresholds = np.concatenate([none_above, np.unique(ranked[ranks])[::-1]])
     weights = np.ascontiguousarray(draws, dtype=np.float32)
     accepted = len(ranked) - np.searchsorted(ranked[::-1], thresholds)
     false = _weighted_counts(first, second, accepted, weights)

@@ -227,6 +227,12 @@ def test_a_hopeless_model_gets_an_interval_too() -> None:
     assert interval.low < eer(scores) < interval.high
 
 
+def test_a_perfect_model_has_an_interval_of_no_error() -> None:
+    interval = intervals(all_pairs(*faces(30, 4, 0.01)))
+    assert (interval.eer.low, interval.eer.high) == (0, 0)
+    assert (interval.tmr_at_fmr_1e3.low, interval.tmr_at_fmr_1e3.high) == (1, 1)
+
+
 def test_the_same_seed_gives_the_same_intervals() -> None:
     scores = all_pairs(*faces(30, 4, 1.0))
     assert intervals(scores, seed=5) == intervals(scores, seed=5)
