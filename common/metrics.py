@@ -62,7 +62,7 @@ def all_pairs(embeddings: NDArray[np.floating], subjects: NDArray[np.integer]) -
     if embeddings.ndim != 2 or subjects.shape != embeddings.shape[:1]:
         raise InputError(f"{embeddings.shape} embeddings do not fit {subjects.shape} subjects")
     order = np.argsort(subjects, kind="stable")
-    unit = _unit(embeddings[order])
+    unit = unit_norm(embeddings[order])
     images = np.unique(subjects, return_counts=True)[1].astype(np.int64)
     end = np.repeat(np.cumsum(images), images)
     total = len(unit)
@@ -79,7 +79,8 @@ def all_pairs(embeddings: NDArray[np.floating], subjects: NDArray[np.integer]) -
     return PairScores(mated, non_mated, images)
 
 
-def _unit(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
+def unit_norm(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rows [N, D] scaled to length 1; InputError for rows that are zero or not finite."""
     values = np.ascontiguousarray(embeddings, dtype=np.float32)
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     bad = int(np.count_nonzero(~(np.isfinite(norms) & (norms > 0))))
