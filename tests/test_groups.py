@@ -67,7 +67,7 @@ def test_no_match_at_all_has_no_ratio_and_an_honest_upper_end() -> None:
 def test_intervals_cover_the_true_rate_although_pairs_share_faces() -> None:
     def rate(seed: int, images: int) -> tuple[float, float, float]:
         rng = np.random.default_rng(seed)
-        worst = group_rates(rng.normal(size=(images, 2)) + [1.0, 0.0], ["g"] * images, 0.9).worst
+        worst = group_rates(rng.normal((1.0, 0.0), size=(images, 2)), ["g"] * images, 0.9).worst
         return worst.fmr, worst.ci.low, worst.ci.high
 
     truth = rate(0, 3000)[0]
