@@ -1,0 +1,34 @@
+# `make demo` and `make test` set up everything they need; the rest is for people who work on it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := common client server simulations tests
+
+.PHONY: demo test check format clean
+.DEFAULT_GOAL := demo
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "veilface needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)  ## A complete private run on synthetic people: table, plots, report.
+	$(BIN)/veilface simulate --data synthetic --sites 4 --rounds 20 --epsilon 8 --delta 1e-4 --seed 0
+
+test: $(STAMP)  ## All tests.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(STAMP)  ## Format, lint, types, import rules.
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format and fix what can be fixed.
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+clean:  ## Remove the environment and caches, never runs.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
