@@ -1,0 +1,247 @@
+"""One self-contained page of a run: no script, no request, every value escaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from html import escape
+from itertools import groupby
+from pathlib import Path
+
+from common.metrics import Interval, Verification
+from common.storage import write_private
+from server.report import plots
+from server.report.run_record import RunRecord, SiteSpending, write_run
+from server.report.style import STYLE
+from server.report.wording import (
+    detection,
+    duration,
+    epsilon,
+    epsilon_with_delta,
+    interval,
+    percent,
+    points,
+    power,
+)
+
+# Each drawn colour becomes a variable of the page, so that plots follow light and dark.
+_COLOURS = {
+    plots.INK: "ink",
+    plots.QUIET: "quiet",
+    plots.GRID: "grid",
+    plots.BEFORE: "before",
+    plots.AFTER: "after",
+    plots.SECOND: "second",
+    plots.WARNING: "warning",
+}
+
+
+def write_report(record: RunRecord, folder: Path) -> tuple[Path, ...]:
+    """Write `run.json`, the plots as PNG and SVG, and `index.html`; return their paths."""
+    written = [write_run(record, folder)]
+    drawn = plots.draw_all(record)
+    for plot in drawn:
+        for suffix, data in (("svg", plot.svg.encode()), ("png", plot.png)):
+            written.append(folder / f"{plot.name}.{suffix}")
+            write_private(written[-1], data)
+    written.append(folder / "index.html")
+    write_private(written[-1], render(record, drawn).encode())
+    return tuple(written)
+
+
+def render(record: RunRecord, drawn: tuple[plots.Plot, ...]) -> str:
+    """The page as HTML text."""
+    upper = (_header, _verdict, _warnings, _outcome, _adversaries)
+    body = "".join(
+        (
+            *(_unbroken(part(record)) for part in upper),
+            *(_figure(plot) for plot in drawn),
+            *(_unbroken(part(record)) for part in (_sites, _details)),
+        )
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>Veilface run {escape(record.run_id)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+    )
+
+
+def _unbroken(html: str) -> str:
+    """Keep numbers such as 1e-4 on one line."""
+    return re.sub(r"\b[\d.]+e-\d+\b", r'<span class="n">\g<0></span>', html)
+
+
+def _header(record: RunRecord) -> str:
+    return (
+        f'<header>\n<p class="quiet">Veilface run report</p>\n<h1>{escape(record.run_id)}</h1>\n'
+        f'<p class="quiet">{escape(record.model)}, finished {escape(record.created)}, took '
+        f"{duration(record.seconds)} and {record.peak_mb:,.0f} MB of memory</p>\n</header>\n"
+    )
+
+
+def _verdict(record: RunRecord) -> str:
+    privacy = record.privacy
+    if not privacy.private:
+        reason = privacy.not_private or "an adversary has no bound"
+        return (
+            '<section class="verdict bad" role="alert">\n<h2>NOT PRIVATE</h2>\n'
+            f"<p>{escape(reason)}. This model may reveal who is in the training images; do not "
+            "release it as private.</p>\n</section>\n"
+        )
+    worst = max(value for value in privacy.stated if value is not None)
+    return (
+        '<section class="verdict good">\n'
+        f"<h2>Private for every {escape(privacy.unit)}: {epsilon_with_delta(worst, privacy.delta)}"
+        f"</h2>\n<p>Neighbours: {escape(privacy.adjacency)}. Smaller is more private.</p>\n"
+        "</section>\n"
+    )
+
+
+def _warnings(record: RunRecord) -> str:
+    if not record.warnings:
+        return ""
+    items = "".join(f"<li>{escape(warning)}</li>" for warning in record.warnings)
+    return f'<section class="warnings">\n<h2>Warnings</h2>\n<ul>{items}</ul>\n</section>\n'
+
+
+def _outcome(record: RunRecord) -> str:
+    before, after = record.before, record.after
+
+    def row(label: str, name: str) -> tuple[str, ...]:
+        old, new = getattr(before, name), getattr(after, name)
+        return (
+            label,
+            percent(old) + _ends(before, name),
+            percent(new) + _ends(after, name),
+            points(new - old),
+        )
+
+    rows = (
+        row("TMR at FMR 1e-2", "tmr_at_fmr_1e2"),
+        row("TMR at FMR 1e-3", "tmr_at_fmr_1e3"),
+        row("EER", "eer"),
+    )
+    note = (
+        f"Measured on {after.mated:,} pairs of the same person and {after.non_mated:,} pairs of "
+        "different persons, none of whom was trained on. Higher TMR and lower EER are better. "
+    )
+    if after.ci:
+        note += "Below each rate: its 95% interval over persons."
+    return (
+        "<section>\n<h2>Before and after</h2>\n"
+        + _table(
+            "Verification by the public model and by the trained one",
+            ("rate", "before", "after", "change in points"),
+            rows,
+        )
+        + f'<p class="quiet">{note}</p>\n</section>\n'
+    )
+
+
+def _ends(rates: Verification, name: str) -> str:
+    ci: Interval | None = getattr(rates.ci, name) if rates.ci else None
+    return f"<small>{interval(ci)}</small>" if ci else ""
+
+
+def _adversaries(record: RunRecord) -> str:
+    privacy = record.privacy
+    if not privacy.adversaries:
+        return ""
+    rows = []
+    for adversary in privacy.adversaries:
+        meaning = detection(adversary.epsilon, privacy.delta)
+        if privacy.not_private:
+            meaning = "This does not hold: the run is not private."
+        rows.append(
+            f"<dt>{escape(adversary.name)}</dt>\n"
+            f"<dd><strong>{epsilon_with_delta(adversary.epsilon, privacy.delta)}</strong></dd>\n"
+            f"<dd>{meaning}</dd>\n"
+        )
+    return (
+        f"<section>\n<h2>What each adversary can find out about one {escape(privacy.unit)}</h2>\n"
+        f"<dl>\n{''.join(rows)}</dl>\n</section>\n"
+    )
+
+
+def _figure(plot: plots.Plot) -> str:
+    title, alt = escape(plot.title), escape(plot.alt)
+    return (
+        f'<section>\n<h2>{title}</h2>\n<figure role="img" aria-label="{alt}">\n'
+        f'{inline(plot)}\n</figure>\n<p class="quiet">{alt}</p>\n</section>\n'
+    )
+
+
+def inline(plot: plots.Plot) -> str:
+    """A plot's SVG as part of a page: identifiers of its own, no namespaces, page colours."""
+    svg = plot.svg[plot.svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{plot.name}-", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"font: [^;\"]*?(\d[\d.]*px)[^;\"]*", r"font-size: \1", svg)
+    for colour, name in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg.strip().replace("<svg ", '<svg aria-hidden="true" ', 1)
+
+
+def _sites(record: RunRecord) -> str:
+    sites = record.privacy.per_site
+    if not sites:
+        return ""
+
+    def spending(site: SiteSpending) -> tuple[object, ...]:
+        return (site.epsilon, site.budget, site.noise_multiplier, site.steps)
+
+    rows = []
+    for _, group in groupby(sites, key=spending):
+        alike = list(group)
+        first, last = alike[0], alike[-1]
+        name = first.site if len(alike) == 1 else f"{first.site} to {last.site} ({len(alike)})"
+        rows.append(
+            (
+                escape(name),
+                epsilon(first.epsilon),
+                epsilon(first.budget),
+                f"{first.noise_multiplier:.3f}",
+                f"{first.steps:,}",
+            )
+        )
+    delta = power(record.privacy.delta)
+    head = ("site", "epsilon spent", "budget", "noise multiplier", "steps")
+    table = _table(
+        f"Spending by site, at delta {delta}; sites that spent alike share a row", head, rows
+    )
+    return f"<section>\n<h2>Sites</h2>\n{table}</section>\n"
+
+
+def _details(record: RunRecord) -> str:
+    parts = []
+    if record.settings:
+        rows = [(escape(s.name), escape(s.value)) for s in record.settings]
+        parts.append("<h2>Settings</h2>\n" + _table("As used", ("setting", "value"), rows, "wordy"))
+    if record.skipped:
+        rows = [(escape(s.reason), f"{s.count:,}") for s in record.skipped]
+        parts.append(
+            "<h2>Images not used</h2>\n" + _table("Skipped, by reason", ("reason", "images"), rows)
+        )
+    if record.files:
+        items = "".join(f"<li><code>{escape(name)}</code></li>" for name in record.files)
+        parts.append(f"<h2>Files of this run</h2>\n<ul>{items}</ul>\n")
+    return "".join(f"<section>\n{part}</section>\n" for part in parts)
+
+
+def _table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
+    """A table of cells that are HTML already; the first of each row names it."""
+    lines = [
+        f'<div class="scroll">\n<table class="{kind}">\n<caption>{caption}</caption>\n<thead><tr>'
+    ]
+    lines += [f'<th scope="col">{cell}</th>' for cell in head]
+    lines.append("</tr></thead>\n<tbody>\n")
+    for name, *cells in rows:
+        values = "".join(f"<td>{cell}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{name}</th>{values}</tr>\n')
+    lines.append("</tbody>\n</table>\n</div>\n")
+    return "".join(lines)

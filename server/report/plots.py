@@ -1,0 +1,232 @@
+"""Three drawings of a run: DET before and after, TMR by round, epsilon by round.
+
+Drawn with Matplotlib's object interface on the Agg canvas: no window, no global figure.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from common.metrics import Verification
+from server.report.run_record import DetPoints, RunRecord
+from server.report.wording import epsilon, epsilon_with_delta, percent, plural, power
+
+# Okabe and Ito's colours, told apart by every common kind of colour vision; the page swaps each
+# for its own in the dark.
+INK, QUIET, GRID = "#1b1f24", "#5c6670", "#d9dee3"
+BEFORE, AFTER, SECOND, WARNING = "#9a6200", "#0072b2", "#b0418a", "#b3261e"
+SIZE = (5.4, 3.8)
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "veilface",
+    "font.family": ["sans-serif"],
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": QUIET,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 2.0,
+    "lines.solid_capstyle": "round",
+}
+_TICKS = (1e-3, 1e-2, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing as a file name without ending, what it shows in words, and its two formats."""
+
+    name: str
+    title: str
+    alt: str
+    svg: str
+    png: bytes
+
+
+def draw_all(record: RunRecord) -> tuple[Plot, ...]:
+    """The plots of a run, in the order in which the page shows them."""
+    return (draw_det(record), draw_tmr(record), draw_epsilon(record))
+
+
+def draw_det(record: RunRecord) -> Plot:
+    """FNMR over FMR on normal-deviate axes (Martin et al. 1997): lower left is better."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure()
+        curves = (record.det_before, record.det_after)
+        left = _floor(*(curve.fmr for curve in curves), least=2e-4)
+        bottom = _floor(*(curve.fnmr for curve in curves), least=1e-3)
+        top = min(0.995, max(0.5, *(_highest(curve, left) for curve in curves)))
+        for points, rates, colour, dashes, marker, label in (
+            (record.det_before, record.before, BEFORE, (0, (5, 2)), "o", "before"),
+            (record.det_after, record.after, AFTER, "solid", "s", "after"),
+        ):
+            x, y = _inside(points, left, bottom)
+            axes.plot(x, y, color=colour, linestyle=dashes, label=label, zorder=3)
+            for target, tmr in ((1e-3, rates.tmr_at_fmr_1e3), (1e-2, rates.tmr_at_fmr_1e2)):
+                if bottom <= 1 - tmr < 1:
+                    axes.plot(ndtri(target), ndtri(1 - tmr), marker, color=colour, zorder=4)
+        for target in (1e-3, 1e-2):
+            at = float(ndtri(target))
+            axes.axvline(at, color=QUIET, linewidth=1, linestyle=(0, (1, 2)))
+            axes.annotate(
+                f"FMR {power(target)}",
+                (at, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
+                color=QUIET,
+                fontsize=10,
+            )
+        _deviate_axis(axes.xaxis, left, 0.5)
+        _deviate_axis(axes.yaxis, bottom, top)
+        axes.set_xlim(float(ndtri(left)), float(ndtri(0.5)))
+        axes.set_ylim(float(ndtri(bottom)), float(ndtri(top)))
+        axes.set_xlabel("FMR (other person accepted)")
+        axes.set_ylabel("FNMR (same person rejected)")
+        axes.legend(frameon=False, loc="upper right")
+        alt = f"FNMR over FMR before and after training. {_change(record.before, record.after)}"
+        return _plot("det", "Detection error trade-off", alt, figure)
+
+
+def draw_tmr(record: RunRecord) -> Plot:
+    """TMR at both operating points after each round, the public model's being round 0."""
+    before, rounds = record.before, [0, *(point.round for point in record.rounds)]
+    wide = [before.tmr_at_fmr_1e2, *(point.tmr_at_fmr_1e2 for point in record.rounds)]
+    strict = [before.tmr_at_fmr_1e3, *(point.tmr_at_fmr_1e3 for point in record.rounds)]
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure()
+        for values, colour, marker, label in (
+            (wide, AFTER, "o", "FMR 1e-2"),
+            (strict, SECOND, "s", "FMR 1e-3"),
+        ):
+            axes.axhline(values[0], color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.plot(rounds, values, color=colour, marker=marker, markersize=4.5)
+            _label(axes, values[-1], label, colour)
+        _round_axis(axes, rounds)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+        axes.set_ylabel("TMR (same person accepted)")
+        axes.set_title("dashed: before training", loc="right", fontsize=10, color=QUIET)
+        alt = f"TMR over {plural(len(record.rounds), 'round')}. {_change(before, record.after)}"
+        return _plot("tmr", "TMR by round", alt, figure)
+
+
+def draw_epsilon(record: RunRecord) -> Plot:
+    """Epsilon spent by each site after each round, up to the budgets."""
+    privacy, rounds = record.privacy, [0, *(point.round for point in record.rounds)]
+    rows = [[0.0 if e is None else e for e in point.epsilon] for point in record.rounds]
+    spent = np.array([[0.0] * len(privacy.per_site), *rows])
+    budgets = sorted({site.budget for site in privacy.per_site if site.budget is not None})
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure()
+        if None in privacy.stated or not privacy.per_site:
+            alt = "Epsilon has no bound: this run was not private."
+            axes.text(0.5, 0.5, alt, transform=axes.transAxes, ha="center", color=WARNING)
+            axes.set_axis_off()
+            figure.set_size_inches(SIZE[0], 0.7)
+            return _plot("epsilon", "Epsilon by round", alt, figure)
+        # Sites that spent alike share one line.
+        for values in np.unique(spent, axis=1).T:
+            axes.plot(rounds, values, color=AFTER, drawstyle="steps-pre")
+        for budget in budgets:
+            axes.axhline(budget, color=WARNING, linewidth=1.4, linestyle=(0, (5, 2)))
+            _label(axes, budget, f"budget {epsilon(budget)}", WARNING)
+        sites = len(privacy.per_site)
+        title = f"{sites} sites, one line for those that spent alike" if sites > 1 else "1 site"
+        axes.set_title(title, loc="right", fontsize=10, color=QUIET)
+        axes.set_ylim(0, 1.12 * max([spent.max(), *budgets]))
+        _round_axis(axes, rounds)
+        axes.set_ylabel(f"epsilon spent (delta {power(privacy.delta)})")
+        most = "at most " + epsilon_with_delta(float(spent.max()), privacy.delta)
+        alt = f"Epsilon spent over {plural(len(rows), 'round')} at {plural(sites, 'site')}: {most}."
+        if privacy.not_private:
+            alt = f"NOT PRIVATE ({privacy.not_private}). {alt}"
+            axes.text(0.5, 0.5, "NOT PRIVATE", transform=axes.transAxes, ha="center", color=WARNING)
+        return _plot("epsilon", "Epsilon by round", alt, figure)
+
+
+def _change(before: Verification, after: Verification) -> str:
+    return (
+        f"TMR at FMR 1e-2 from {percent(before.tmr_at_fmr_1e2)} to {percent(after.tmr_at_fmr_1e2)},"
+        f" at FMR 1e-3 from {percent(before.tmr_at_fmr_1e3)} to {percent(after.tmr_at_fmr_1e3)}."
+    )
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(visible=True)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _floor(*rates: tuple[float, ...], least: float) -> float:
+    """Where an axis begins: a little below the lowest rate that is not zero, or at `least`."""
+    low = [rate for row in rates for rate in row if 0 < rate < 0.4]
+    return max(least, 0.7 * min(low, default=least))
+
+
+def _inside(
+    points: DetPoints, left: float, bottom: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The part of a curve that normal-deviate axes can show, in deviates."""
+    fmr, fnmr = np.array(points.fmr), np.array(points.fnmr)
+    shown = (fmr >= left) & (fmr < 1) & (fnmr >= bottom) & (fnmr < 1)
+    return np.asarray(ndtri(fmr[shown])), np.asarray(ndtri(fnmr[shown]))
+
+
+def _highest(points: DetPoints, left: float) -> float:
+    """The highest FNMR that a curve has where the FMR axis shows it."""
+    return max((n for f, n in zip(points.fmr, points.fnmr, strict=True) if f >= left), default=0)
+
+
+def _deviate_axis(axis: Axis, low: float, high: float) -> None:
+    ticks = [rate for rate in _TICKS if low <= rate <= high]
+    axis.set_ticks(ndtri(ticks).tolist(), [f"{100 * rate:g}%" for rate in ticks])
+
+
+def _round_axis(axes: Axes, rounds: list[int]) -> None:
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0, max(1, rounds[-1]))
+
+
+def _label(axes: Axes, value: float, text: str, colour: str) -> None:
+    """Name a line at its right end, outside the axes."""
+    axes.annotate(
+        text,
+        (1.0, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour,
+        annotation_clip=False,
+    )
+
+
+def _plot(name: str, title: str, alt: str, figure: Figure) -> Plot:
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=160, facecolor="white")
+    return Plot(name, title, alt, svg.getvalue(), png.getvalue())

@@ -1,0 +1,245 @@
+"""What a run leaves in `run.json`: everything its report shows, and nothing else is shown."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from common.config import parse
+from common.errors import InputError
+from common.metrics import DetCurve, Verification
+from common.storage import write_private
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Who could look, in a few words, and the epsilon against them; None: no bound."""
+
+    name: str
+    epsilon: float | None
+
+
+@dataclass(frozen=True)
+class SiteSpending:
+    """What one site spent of its budget (None: no bound), with what noise, in how many steps."""
+
+    site: str
+    epsilon: float | None
+    budget: float | None
+    noise_multiplier: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class PrivacyRecord:
+    """The guarantee: for which unit, which neighbours, which delta, against whom.
+
+    `not_private` says why nothing is guaranteed whatever the numbers say (no noise, noise from a
+    seed); it is empty for a private run.
+    """
+
+    unit: str
+    adjacency: str
+    delta: float
+    not_private: str = ""
+    adversaries: tuple[Adversary, ...] = ()
+    per_site: tuple[SiteSpending, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta < 1:
+            raise InputError(f"delta must lie strictly between 0 and 1, not {self.delta}")
+        for epsilon in self.stated:
+            if epsilon is not None and not (math.isfinite(epsilon) and epsilon >= 0):
+                raise InputError(f"epsilon {epsilon} is no bound", hint="None says there is none")
+
+    @property
+    def stated(self) -> tuple[float | None, ...]:
+        """Every epsilon that the record states."""
+        return (*(a.epsilon for a in self.adversaries), *(s.epsilon for s in self.per_site))
+
+    @property
+    def private(self) -> bool:
+        """Whether every stated epsilon is a bound, and holds."""
+        return bool(self.adversaries) and None not in self.stated and not self.not_private
+
+
+@dataclass(frozen=True)
+class DetPoints:
+    """A DET curve to draw: equally many FMR and FNMR in [0, 1]."""
+
+    fmr: tuple[float, ...] = ()
+    fnmr: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, curve: DetCurve) -> DetPoints:
+        return cls(tuple(curve.fmr.tolist()), tuple(curve.fnmr.tolist()))
+
+
+@dataclass(frozen=True)
+class RoundPoint:
+    """A finished round: its TMRs, and what each site of `per_site` had spent after it."""
+
+    round: int
+    tmr_at_fmr_1e2: float
+    tmr_at_fmr_1e3: float
+    epsilon: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """How many images were not used, and why."""
+
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of the run as it was used."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run: all that its report may show.
+
+    `created` is when it ended (ISO 8601, UTC), `seconds` its wall-clock time, `peak_mb` the
+    highest resident memory of its process in MB.
+    """
+
+    run_id: str
+    created: str
+    model: str
+    before: Verification
+    after: Verification
+    privacy: PrivacyRecord
+    seconds: float
+    peak_mb: float
+    det_before: DetPoints
+    det_after: DetPoints
+    rounds: tuple[RoundPoint, ...]
+    settings: tuple[Setting, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        sites = len(self.privacy.per_site)
+        for point in self.rounds:
+            if len(point.epsilon) != sites:
+                raise InputError(
+                    f"round {point.round} states {len(point.epsilon)} of {sites} sites"
+                )
+        for curve in (self.det_before, self.det_after):
+            if len(curve.fmr) != len(curve.fnmr):
+                raise InputError("a DET curve needs as many FMR as FNMR")
+
+    def summary(self) -> dict[str, object]:
+        """The object that `veilface simulate --json` prints."""
+        privacy: dict[str, object] = asdict(self.privacy)
+        privacy["adversaries"] = {a.name: a.epsilon for a in self.privacy.adversaries}
+        return {
+            "run_id": self.run_id,
+            "model": self.model,
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "privacy": privacy,
+            "seconds": self.seconds,
+            "peak_mb": self.peak_mb,
+        }
+
+    def to_json(self) -> dict[str, object]:
+        """The content of `run.json`: the summary, and what plots and page need besides."""
+        return {
+            **self.summary(),
+            "created": self.created,
+            "det_before": asdict(self.det_before),
+            "det_after": asdict(self.det_after),
+            "rounds": [asdict(point) for point in self.rounds],
+            "settings": {setting.name: setting.value for setting in self.settings},
+            "skipped": {skip.reason: skip.count for skip in self.skipped},
+            "warnings": list(self.warnings),
+            "files": list(self.files),
+        }
+
+
+def write_run(record: RunRecord, folder: Path) -> Path:
+    """Write `run.json`, whole or not at all, and return its path."""
+    path = folder / "run.json"
+    text = json.dumps(record.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    write_private(path, (text + "\n").encode())
+    return path
+
+
+def read_run(folder: Path) -> RunRecord:
+    """The record of a run folder; any surprise in its `run.json` is an InputError."""
+    path = folder / "run.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+        return run_from_json(json.loads(text))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}", hint="name a run folder"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+
+
+def run_from_json(values: object) -> RunRecord:
+    """The record that `to_json` gave; an unknown, missing or mistyped value is named."""
+    run = dict(_table(values, "run"))
+    privacy = dict(_table(run.get("privacy"), "run.privacy"))
+    privacy["adversaries"] = _listed(privacy.get("adversaries"), Adversary, "adversaries")
+    run["privacy"] = privacy
+    run["settings"] = _listed(run.get("settings"), Setting, "settings")
+    run["skipped"] = _listed(run.get("skipped"), Skipped, "skipped")
+    for name in ("before", "after"):
+        run[name] = _verification(run.get(name), f"run.{name}")
+    record: RunRecord = _read(RunRecord, run, "run")
+    return record
+
+
+def _table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a table, not {type(value).__name__}")
+    return value
+
+
+def _listed(value: object, kind: type, where: str) -> list[dict[str, Any]]:
+    """A mapping of two-field records by their first field -> a list of them."""
+    key, other = (field.name for field in fields(kind))
+    return [{key: name, other: entry} for name, entry in _table(value, where).items()]
+
+
+def _verification(value: object, where: str) -> dict[str, Any]:
+    """The keys of `Verification.to_json` -> those of its fields."""
+    table = {name.replace("_1e-", "_1e"): entry for name, entry in _table(value, where).items()}
+    intervals = {}
+    for name, ends in _table(table.get("ci"), f"{where}.ci").items():
+        if not isinstance(ends, list) or len(ends) != 2:
+            raise InputError(f"{where}.ci.{name}: expected [low, high], not {ends!r}")
+        intervals[name.replace("_1e-", "_1e")] = {"low": ends[0], "high": ends[1]}
+    return {**table, "ci": intervals or None}
+
+
+_WITH_TUPLES = (RunRecord, PrivacyRecord, DetPoints, RoundPoint)
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """What `common.config.parse` does, and tuples."""
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise InputError(f"{where}: expected a list, not {type(value).__name__}")
+        return tuple(_read(get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if kind in _WITH_TUPLES:
+        table, hints = _table(value, where), get_type_hints(kind)
+        for name in sorted(set(table) ^ set(hints)):
+            raise InputError(f"{where}: {'unknown' if name in table else 'missing'} key {name!r}")
+        return kind(**{name: _read(hints[name], table[name], f"{where}.{name}") for name in hints})
+    cell: Any = make_dataclass("Cell", [("value", kind)])
+    return parse(cell, {"value": value}, where=where).value
