@@ -11,7 +11,7 @@ from pathlib import Path
 from common.metrics import Interval, Verification
 from common.storage import write_private
 from server.report import plots
-from server.report.run_record import RunRecord, SiteSpending, write_run
+from server.report.run_record import RunRecord, SiteSpending
 from server.report.style import STYLE
 from server.report.wording import (
     detection,
@@ -36,17 +36,11 @@ _COLOURS = {
 }
 
 
-def write_report(record: RunRecord, folder: Path) -> tuple[Path, ...]:
-    """Write `run.json`, the plots as PNG and SVG, and `index.html`; return their paths."""
-    written = [write_run(record, folder)]
-    drawn = plots.draw_all(record)
-    for plot in drawn:
-        for suffix, data in (("svg", plot.svg.encode()), ("png", plot.png)):
-            written.append(folder / f"{plot.name}.{suffix}")
-            write_private(written[-1], data)
-    written.append(folder / "index.html")
-    write_private(written[-1], render(record, drawn).encode())
-    return tuple(written)
+def write_page(record: RunRecord, folder: Path) -> Path:
+    """Write `index.html`, whole or not at all, and return its path."""
+    path = folder / "index.html"
+    write_private(path, render(record, plots.draw_all(record)).encode())
+    return path
 
 
 def render(record: RunRecord, drawn: tuple[plots.Plot, ...]) -> str:
@@ -93,9 +87,9 @@ def _verdict(record: RunRecord) -> str:
     worst = max(value for value in privacy.stated if value is not None)
     return (
         '<section class="verdict good">\n'
-        f"<h2>Private for every {escape(privacy.unit)}: {epsilon_with_delta(worst, privacy.delta)}"
-        f"</h2>\n<p>Neighbours: {escape(privacy.adjacency)}. Smaller is more private.</p>\n"
-        "</section>\n"
+        f"<h2>Private: {epsilon_with_delta(worst, privacy.delta)}</h2>\n"
+        f"<p>Unit: {escape(privacy.unit)}. Neighbours: {escape(privacy.adjacency)}. A smaller "
+        "epsilon is more private.</p>\n</section>\n"
     )
 
 
@@ -160,7 +154,7 @@ def _adversaries(record: RunRecord) -> str:
             f"<dd>{meaning}</dd>\n"
         )
     return (
-        f"<section>\n<h2>What each adversary can find out about one {escape(privacy.unit)}</h2>\n"
+        f"<section>\n<h2>What each adversary can find out</h2>\n"
         f"<dl>\n{''.join(rows)}</dl>\n</section>\n"
     )
 

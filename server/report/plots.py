@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from common.metrics import Verification
+from common.storage import write_private
 from server.report.run_record import DetPoints, RunRecord
 from server.report.wording import epsilon, epsilon_with_delta, percent, plural, power
 
@@ -62,8 +65,19 @@ class Plot:
     png: bytes
 
 
+def write_plots(record: RunRecord, folder: Path) -> tuple[Path, ...]:
+    """Write every plot as PNG and as SVG, each whole or not at all, and return their paths."""
+    written = []
+    for plot in draw_all(record):
+        for suffix, data in (("png", plot.png), ("svg", plot.svg.encode())):
+            written.append(folder / f"{plot.name}.{suffix}")
+            write_private(written[-1], data)
+    return tuple(written)
+
+
+@lru_cache(maxsize=1)
 def draw_all(record: RunRecord) -> tuple[Plot, ...]:
-    """The plots of a run, in the order in which the page shows them."""
+    """The plots of a run, in the order in which the page shows them; kept for the next caller."""
     return (draw_det(record), draw_tmr(record), draw_epsilon(record))
 
 
