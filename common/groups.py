@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common.errors import InputError
 from common.intervals import wilson
-from common.metrics import Interval, unit_norm
+from common.metrics import Interval, threshold_at_fmr, unit_norm
 
 COLUMNS = ("file", "race", "gender", "age")
 
@@ -112,6 +112,12 @@ def read_groups(path: Path) -> tuple[GroupedImage, ...]:
     if not images:
         raise InputError(f"{path} lists no images")
     return tuple(images.values())
+
+
+def threshold_within(embeddings: NDArray[np.floating], target: float) -> float:
+    """The threshold of FMR `target` over all pairs of embeddings [N, D], one image a person."""
+    unit = unit_norm(embeddings)
+    return threshold_at_fmr((unit @ unit.T)[np.triu_indices(len(unit), 1)], target)
 
 
 def group_rates(

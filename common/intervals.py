@@ -27,7 +27,8 @@ from common.metrics import (
     all_pairs,
     crossing,
     eer,
-    tmr_at_fmr,
+    lowest_threshold,
+    tmr,
 )
 
 REPLICATES = 400
@@ -47,7 +48,9 @@ def verification(
 
 def verification_of(scores: PairScores, *, ci: bool = True, seed: int = 0) -> Verification:
     """The same from scores; `ci` needs those of `all_pairs`."""
-    tmr_1e2, tmr_1e3 = (tmr_at_fmr(scores, target) for target in FMR_TARGETS)
+    tmr_1e2, tmr_1e3 = (
+        tmr(scores, lowest_threshold(scores.non_mated, target)) for target in FMR_TARGETS
+    )
     mated, non_mated = len(scores.mated), len(scores.non_mated)
     result = Verification(eer(scores), tmr_1e2, tmr_1e3, mated, non_mated)
     return replace(result, ci=intervals(scores, seed=seed)) if ci else result
@@ -100,12 +103,14 @@ def _replicates(
     possible_true = pairs @ draws
     usable = (possible_false > 0) & (possible_true > 0)
     none = np.zeros((1, int(usable.sum())))
-    fmr = np.concatenate([none, false[:, usable] / possible_false[usable]])
-    tmr = np.concatenate([none, true[:, usable] / possible_true[usable]])
+    fmrs = np.concatenate([none, false[:, usable] / possible_false[usable]])
+    tmrs = np.concatenate([none, true[:, usable] / possible_true[usable]])
     rates = np.full((1 + len(FMR_TARGETS), draws.shape[1]), np.nan)
-    rates[0, usable] = crossing(fmr[::-1], 1 - tmr[::-1])
+    rates[0, usable] = crossing(fmrs[::-1], 1 - tmrs[::-1])
     for row, target in enumerate(FMR_TARGETS, start=1):
-        rates[row, usable] = [np.interp(target, *curve) for curve in zip(fmr.T, tmr.T, strict=True)]
+        rates[row, usable] = [
+            np.interp(target, *curve) for curve in zip(fmrs.T, tmrs.T, strict=True)
+        ]
     return rates
 
 

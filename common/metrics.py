@@ -107,12 +107,8 @@ def tmr(scores: PairScores, threshold: float) -> float:
     return float(np.count_nonzero(scores.mated >= threshold)) / len(scores.mated)
 
 
-def threshold_at_fmr(scores: PairScores, target: float) -> float:
-    """The smallest threshold at which FMR <= target.
-
-    With k = floor(target N) false matches allowed and s the (k+1)-th highest non-mated score,
-    FMR(t) <= target exactly for t > s, so the answer is the next number of the scores' own
-    precision after s; ties at s are all rejected.
+def threshold_at_fmr(non_mated: FloatArray, target: float) -> float:
+    """The smallest threshold at which FMR <= target, from enough non-mated scores [N].
 
     Raises InputError unless 0 < target < 1 and N >= 3 / target: below that, even no false match
     at all would not show FMR <= target with 95% confidence (the rule of three: Jovanovic and
@@ -120,20 +116,34 @@ def threshold_at_fmr(scores: PairScores, target: float) -> float:
     """
     if not 0 < target < 1:
         raise InputError(f"an FMR target of {target:g} is not between 0 and 1")
-    needed, count = int(np.ceil(3 / target - 1e-6)), len(scores.non_mated)
-    if count < needed:
-        raise InputError(
-            f"{count:,} non-mated pairs cannot show an FMR of {target:g}",
-            hint=f"at least {needed:,} are needed: add persons to the test data",
-        )
-    rank = count - 1 - int(target * count * (1 + 1e-12))
-    highest_rejected = np.partition(scores.non_mated, rank)[rank]
+    if shortage := pairs_missing(len(non_mated), target):
+        raise InputError(shortage, hint="add persons to the test data")
+    return lowest_threshold(non_mated, target)
+
+
+def lowest_threshold(non_mated: FloatArray, target: float) -> float:
+    """The smallest threshold at which FMR <= target on these scores, however few they are.
+
+    With k = floor(target N) false matches allowed and s the (k+1)-th highest score, FMR(t) <=
+    target exactly for t > s, so the answer is the next number of the scores' own precision after
+    s; ties at s are all rejected.
+    """
+    rank = len(non_mated) - 1 - int(target * len(non_mated) * (1 + 1e-12))
+    highest_rejected = np.partition(non_mated, rank)[rank]
     return float(np.nextafter(highest_rejected, np.asarray(np.inf, highest_rejected.dtype)))
 
 
+def pairs_missing(non_mated: int, target: float) -> str:
+    """Why so many non-mated pairs cannot show an FMR of `target`, or "" where they can."""
+    needed = int(np.ceil(3 / target - 1e-6))
+    if non_mated >= needed:
+        return ""
+    return f"{non_mated:,} non-mated pairs cannot show an FMR of {target:g}: it takes {needed:,}"
+
+
 def tmr_at_fmr(scores: PairScores, target: float) -> float:
-    """TMR at `threshold_at_fmr(scores, target)`."""
-    return tmr(scores, threshold_at_fmr(scores, target))
+    """TMR at `threshold_at_fmr(scores.non_mated, target)`."""
+    return tmr(scores, threshold_at_fmr(scores.non_mated, target))
 
 
 def eer(scores: PairScores) -> float:
@@ -232,7 +242,9 @@ class Intervals:
 class Verification:
     """How well a model verifies: rates in [0, 1], and how many pairs they were measured on.
 
-    `ci` holds 95% intervals over persons (`common.intervals`), or None where not asked for.
+    `ci` holds 95% intervals over persons (`common.intervals`), or None where not asked for. With
+    too few pairs for an FMR (see `shortages`) its TMR is that of the lowest threshold that keeps
+    the FMR on these pairs, and promises nothing for others.
     """
 
     eer: float
@@ -241,6 +253,12 @@ class Verification:
     mated: int
     non_mated: int
     ci: Intervals | None = None
+
+    @property
+    def shortages(self) -> tuple[str, ...]:
+        """A sentence for each operating point that the pairs are too few for."""
+        found = (pairs_missing(self.non_mated, target) for target in FMR_TARGETS)
+        return tuple(sentence for sentence in found if sentence)
 
     def to_json(self) -> dict[str, object]:
         """The object that `veilface simulate --json` prints as `before` and `after`."""

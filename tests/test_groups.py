@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
-from common.groups import GroupedImage, group_rates, read_groups
+from common.groups import GroupedImage, group_rates, read_groups, threshold_within
 
 HEAD = "file,race,gender,age\n"
 
@@ -78,3 +78,11 @@ def test_intervals_cover_the_true_rate_although_pairs_share_faces() -> None:
 def test_groups_of_one_image_cannot_be_compared() -> None:
     with pytest.raises(InputError, match="no group has two images"):
         group_rates(np.eye(3), ["a", "b", "c"], 0.5)
+
+
+def test_a_threshold_within_the_groups_keeps_the_fmr_over_all_pairs() -> None:
+    embeddings = np.random.default_rng(0).normal(size=(100, 6))
+    report = group_rates(embeddings, ["g"] * 100, threshold_within(embeddings, 0.01))
+    assert report.worst.false_matches == int(0.01 * report.worst.pairs)
+    with pytest.raises(InputError, match="435 non-mated pairs cannot show"):
+        threshold_within(embeddings[:30], 1e-3)

@@ -71,14 +71,14 @@ def test_threshold_is_the_smallest_that_keeps_the_fmr_ties_included(
     non_mated: Floats, target: float
 ) -> None:
     scores = PairScores(np.array([0.0]), non_mated)
-    threshold = threshold_at_fmr(scores, target)
+    threshold = threshold_at_fmr(non_mated, target)
     assert fmr(scores, threshold) <= target
     assert fmr(scores, float(np.nextafter(threshold, -np.inf))) > target
 
 
 def test_threshold_uses_the_precision_of_the_scores() -> None:
     non_mated = np.linspace(0, 1, 300, dtype=np.float32)
-    threshold = threshold_at_fmr(PairScores(np.ones(1), non_mated), 0.01)
+    threshold = threshold_at_fmr(non_mated, 0.01)
     assert threshold == np.nextafter(non_mated[-4], np.float32(2))
 
 
@@ -172,11 +172,18 @@ def test_embeddings_that_are_not_finite_or_zero_are_counted(value: float) -> Non
 def test_an_fmr_that_the_pairs_cannot_show_is_refused() -> None:
     mated = np.ones(2)
     with pytest.raises(InputError, match="2,999 non-mated pairs cannot show"):
-        threshold_at_fmr(PairScores(mated, np.linspace(0, 1, 2999)), 1e-3)
+        threshold_at_fmr(np.linspace(0, 1, 2999), 1e-3)
     assert tmr_at_fmr(PairScores(mated, np.linspace(0, 1, 3000)), 1e-3) == 1
     for target in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(InputError, match="not between 0 and 1"):
-            threshold_at_fmr(PairScores(mated, np.linspace(0, 1, 3000)), target)
+            threshold_at_fmr(np.linspace(0, 1, 3000), target)
+
+
+def test_a_small_test_set_is_measured_as_it_is_and_says_what_it_cannot_show() -> None:
+    few, many = verification(*faces(5, 4, 1.0)), verification(*faces(30, 4, 1.0))
+    assert [text.split(": ")[1] for text in few.shortages] == ["it takes 300", "it takes 3,000"]
+    assert 0 <= few.tmr_at_fmr_1e3 <= few.tmr_at_fmr_1e2 <= 1
+    assert many.shortages == ()
 
 
 def brute_replicate(
