@@ -1,0 +1,235 @@
+"""Folders of person folders, and their chips: found, decoded, aligned, cached, in stable order.
+
+How callers use it:
+
+    subjects = list_subjects(root, at_least=2)
+    chips = load_chips(images_of(subjects), spec=backbone.chip, detector=DlibDetector())
+    labels = chips.labels(subjects)        # row of `subjects` for each row of `chips.chips`
+    for skipped in chips.skipped: ...      # what could not be used, and why
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.chip_cache import ChipCache, chip_key
+from common.cutter import CHUNK, NO_FACE, Cut, Cutter, cut_all
+from common.detection import CentreDetector, Detector
+from common.errors import InputError
+from common.face import ChipSpec, DecodeLimits, Pixels, grey_chips
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".webp"})
+WRITE_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that was left out, and why, in words for the user."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectFolder:
+    """One person's folder: its name, its images by name, and the files that are no images."""
+
+    name: str
+    images: tuple[Path, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class ChipSet:
+    """Chips of many images, in the order in which the images were asked for.
+
+    Attributes:
+        chips: uint8 [N, S, S, 3] RGB.
+        paths: [N], where each came from.
+        digests: uint8 [N, 32], SHA-256 of each image file.
+        skipped: images without a chip.
+        centred: paths whose face was not found and taken from the centre (`centre_fallback`).
+    """
+
+    chips: Pixels
+    paths: tuple[Path, ...]
+    digests: NDArray[np.uint8]
+    skipped: tuple[Skipped, ...]
+    centred: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def labels(self, subjects: Sequence[SubjectFolder]) -> NDArray[np.int64]:
+        """Row in `subjects` of the person of each chip, int64 [N]; -1 for none of them."""
+        rows = {path: row for row, subject in enumerate(subjects) for path in subject.images}
+        return np.array([rows.get(path, -1) for path in self.paths], np.int64)
+
+
+def images_of(subjects: Sequence[SubjectFolder]) -> tuple[Path, ...]:
+    """All images of all subjects, in order."""
+    return tuple(path for subject in subjects for path in subject.images)
+
+
+def list_subjects(root: Path, *, at_least: int = 1) -> tuple[SubjectFolder, ...]:
+    """The person folders in `root`, or in `root`/images of an LFW root, sorted by name.
+
+    Hidden files and folders are ignored, and so are files beside the person folders. Files in a
+    person's folder that are no image by suffix, and broken links, are listed as skipped.
+
+    Raises InputError if the root is missing, no folder, or holds fewer than `at_least` persons
+    with an image; and if a link in it leads out of it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        fault = "is not a folder" if root.exists() else "does not exist"
+        raise InputError(f"{root} {fault}", hint="give a folder of one folder a person")
+    if (root / "pairs.txt").is_file() and (root / "images").is_dir():
+        root = root / "images"
+    inside = root.resolve()
+    entries = _visible(root)
+    subjects = tuple(_subject(entry, inside) for entry in entries if entry.is_dir())
+    if not entries:
+        raise InputError(f"{root} is empty", hint="give a folder of one folder a person")
+    if not any(subject.images for subject in subjects):
+        raise InputError(
+            f"{root} holds no person folder with an image", hint="one folder a person, images in it"
+        )
+    persons = sum(bool(subject.images) for subject in subjects)
+    if persons < at_least:
+        raise InputError(
+            f"{root} holds {persons} person{'s' * (persons > 1)}, at least {at_least} are needed",
+            hint="one folder a person, images in it",
+        )
+    return subjects
+
+
+def load_chips(
+    paths: Sequence[Path],
+    *,
+    spec: ChipSpec,
+    detector: Detector,
+    cache: ChipCache | None = None,
+    aligned: bool = False,
+    grey: bool = False,
+    centre_fallback: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+    limits: DecodeLimits | None = None,
+) -> ChipSet:
+    """Images -> their chips; an image that cannot be used is skipped and listed.
+
+    Args:
+        paths: image files; the result keeps their order.
+        spec: size and alignment of the chips.
+        detector: finds the faces.
+        cache: where chips are looked up and kept; None: nowhere.
+        aligned: the images are chips already: not detected, not cached, only resized if needed.
+        grey: make the chips grey.
+        centre_fallback: where no face is found, cut the chip around the centre and list the path
+            in `centred` (for protocols that allow no miss, such as LFW's).
+        progress: called as (done, all) now and then, from this thread.
+        workers: processes that detect; None: one a core.
+        limits: of decoding.
+
+    Raises StorageError if the cache cannot be written or a worker was killed.
+    """
+    finders: tuple[Detector | None, ...] = (None,) if aligned else (detector,)
+    if centre_fallback and not aligned:
+        finders += (CentreDetector(),)
+    chips = np.empty((len(paths), spec.size, spec.size, 3), np.uint8)
+    digests = np.zeros((len(paths), 32), np.uint8)
+    faults: list[str | None] = [NO_FACE] * len(paths)
+    centred: list[int] = []
+    for turn, finder in enumerate(finders):
+        cutter = Cutter(spec, finder, limits or DecodeLimits())
+        rows = [row for row, fault in enumerate(faults) if fault == NO_FACE]
+        done = len(paths) - len(rows)
+        for at, found in _looked_up([paths[row] for row in rows], cutter, cache, workers):
+            row, done = rows[at], done + 1
+            digests[row] = np.frombuffer(found.digest, np.uint8)
+            faults[row] = found.fault
+            if found.chip is not None:
+                chips[row] = grey_chips(found.chip) if grey else found.chip
+                centred += [row] * (turn > 0)
+            if progress and (done % CHUNK == 0 or done == len(paths)):
+                progress(done, len(paths))
+    kept = [row for row, fault in enumerate(faults) if fault is None]
+    for target, row in enumerate(kept):  # in place: the chips may fill half of the memory
+        chips[target] = chips[row]
+    return ChipSet(
+        chips[: len(kept)],
+        tuple(paths[row] for row in kept),
+        digests[kept],
+        tuple(Skipped(paths[row], fault) for row, fault in enumerate(faults) if fault is not None),
+        tuple(paths[row] for row in sorted(centred)),
+    )
+
+
+def _looked_up(
+    paths: Sequence[Path], cutter: Cutter, cache: ChipCache | None, workers: int | None
+) -> Iterator[tuple[int, Cut]]:
+    """Yield (position in `paths`, outcome) of each: first what the cache has, then the others."""
+    workers = workers or len(os.sched_getaffinity(0))
+    if cache is None or cutter.finder is None:
+        yield from enumerate(cut_all(cutter, paths, workers))
+        return
+    name = cutter.finder.id
+    with ThreadPoolExecutor(workers) as threads:
+        digests = list(threads.map(cutter.digest, paths))
+    missing = set(range(len(paths)))
+    for at, chip in cache.read([chip_key(digest, name, cutter.spec) for digest in digests]):
+        missing.remove(at)
+        yield at, Cut(digests[at], chip, NO_FACE if chip is None else None)
+    rest = sorted(missing)
+    fresh: list[tuple[bytes, Pixels | None]] = []
+    for at, found in zip(rest, cut_all(cutter, [paths[at] for at in rest], workers), strict=True):
+        yield at, found
+        if found.fault in (None, NO_FACE):
+            fresh.append((chip_key(found.digest, name, cutter.spec), found.chip))
+        if len(fresh) == WRITE_AT_ONCE:
+            cache.write(fresh)
+            fresh.clear()
+    cache.write(fresh)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, by name; InputError if it cannot be listed."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be listed: {error.strerror}", hint="check its permissions"
+        ) from error
+
+
+def _subject(folder: Path, inside: Path) -> SubjectFolder:
+    """One person's folder; InputError if it, or a link in it, leads out of `inside`."""
+    _stay(folder, inside)
+    images: list[Path] = []
+    skipped: list[Skipped] = []
+    for entry in _visible(folder):
+        _stay(entry, inside)
+        if not entry.exists():
+            skipped.append(Skipped(entry, "a broken link"))
+        elif not entry.is_file():
+            skipped.append(Skipped(entry, "not a file"))
+        elif entry.suffix.lower() not in SUFFIXES:
+            skipped.append(Skipped(entry, "not an image by its suffix"))
+        else:
+            images.append(entry)
+    return SubjectFolder(folder.name, tuple(images), tuple(skipped))
+
+
+def _stay(entry: Path, inside: Path) -> None:
+    if entry.is_symlink() and not entry.resolve().is_relative_to(inside):
+        raise InputError(
+            f"{entry} is a link that leads out of {inside}", hint="copy the files, or remove it"
+        )
