@@ -1,8 +1,8 @@
 """Clipped sums of person gradients, by three engines that agree with each other.
 
-Each takes the trainable part, a batch of persons, a person-separable loss and the public
-embeddings (constants, no gradient), and returns the `ClippedSum`. The loop is the definition; the
-others are faster for some models and are held to it by tests.
+Each takes the trainable part, a batch of persons, a person-separable loss and its public side, and
+returns the `ClippedSum`. The loop is the definition; the others are faster for some models and are
+held to it by tests.
 """
 
 from __future__ import annotations
@@ -14,33 +14,35 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from common.losses import PersonBatch, PersonLoss
+from common.losses import PersonBatch, PersonLoss, PublicSide
 from common.mechanism import ClippedSum, check_clip, clip_by_person, clip_factors
 from common.parameters import layout_of, trainable_parameters
 
 # Above this many floats a chunk of per-person gradients no longer fits the cache and memory well.
 _VMAP_FLOATS: Final = 2**25
 _VMAP_PARAMETERS: Final = 20_000
+_LINEAR_PERSONS: Final = 64
 
 
 class GradientEngine(Protocol):
-    """model, P persons, loss, public embeddings [N, D], C -> clipped sum over the P persons."""
+    """model, P persons, loss, its public side, C -> clipped sum over the P persons."""
 
     def __call__(
         self,
         model: nn.Module,
         batch: PersonBatch,
         loss: PersonLoss,
-        public: Tensor,
+        public: PublicSide,
         max_grad_norm: float,
     ) -> ClippedSum: ...
 
 
 def person_loop(
-    model: nn.Module, batch: PersonBatch, loss: PersonLoss, public: Tensor, max_grad_norm: float
+    model: nn.Module, batch: PersonBatch, loss: PersonLoss, public: PublicSide, max_grad_norm: float
 ) -> ClippedSum:
     """One person at a time: forward, backward, clip, add. Only images that exist are embedded."""
     parameters = list(trainable_parameters(model).values())
+    others = public.values if public.embedded else model(public.values)  # [N, D]
 
     def gradients() -> Iterator[Tensor]:
         for index in range(len(batch)):
@@ -48,15 +50,15 @@ def person_loop(
             seen = model(one.inputs[one.present])  # [k, D], k <= K
             slots = seen.new_zeros(one.present.shape[1], seen.shape[1])
             embeddings = slots.index_put((one.present[0].nonzero()[:, 0],), seen)[None]
-            value = loss(embeddings, one.present, one.codes, public).sum()
-            found = torch.autograd.grad(value, parameters)
+            value = loss(embeddings, one.present, one.codes, others).sum()
+            found = torch.autograd.grad(value, parameters, retain_graph=not public.embedded)
             yield torch.cat([g.reshape(-1) for g in found])
 
     return clip_by_person(gradients(), layout_of(model).dimension, max_grad_norm)
 
 
 def person_vmap(
-    model: nn.Module, batch: PersonBatch, loss: PersonLoss, public: Tensor, max_grad_norm: float
+    model: nn.Module, batch: PersonBatch, loss: PersonLoss, public: PublicSide, max_grad_norm: float
 ) -> ClippedSum:
     """All gradients of a chunk of persons at once, [chunk, d]: for small trainable sets."""
     parameters = {name: p.detach() for name, p in trainable_parameters(model).items()}
@@ -66,7 +68,10 @@ def person_vmap(
         values: dict[str, Tensor], inputs: Tensor, present: Tensor, code: Tensor
     ) -> Tensor:
         embeddings = functional_call(model, values, (inputs,))
-        return loss(embeddings[None], present[None], code[None], public).sum()
+        others = (
+            public.values if public.embedded else functional_call(model, values, (public.values,))
+        )
+        return loss(embeddings[None], present[None], code[None], others).sum()
 
     per_person = vmap(grad(one_loss), in_dims=(None, 0, 0, 0), randomness="error")
     chunk = max(1, _VMAP_FLOATS // dimension)
@@ -83,59 +88,71 @@ def person_vmap(
 
 
 def linear_book_keeping(
-    model: nn.Module, batch: PersonBatch, loss: PersonLoss, public: Tensor, max_grad_norm: float
+    model: nn.Module, batch: PersonBatch, loss: PersonLoss, public: PublicSide, max_grad_norm: float
 ) -> ClippedSum:
-    """One backward for all persons, for models whose trainable parameters are linear weights.
+    """One backward for a chunk of persons, for models that train linear layers only.
 
-    Person p's gradient of a linear layer's weight is sum_k d_k a_k^T, with inputs a and output
-    gradients d of p's images, so its squared norm is the sum of (d d^T) * (a a^T) over K x K
-    (Goodfellow 2015, arXiv:1510.01799; book-keeping: Bu et al. 2023, arXiv:2210.00038), and the
-    clipped sum is one product. Needs `supports_book_keeping`.
+    Person p's gradient of a weight is sum_r d_r a_r^T over p's rows (own images and, if the loss
+    has a gradient there, public ones), with layer inputs a and output gradients d. Needs
+    `supports_book_keeping`. (Goodfellow 2015, arXiv:1510.01799; Bu et al. 2023, arXiv:2210.00038.)
     """
     check_clip(max_grad_norm)
-    layers = _trainable_linears(model)
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
+    total = torch.zeros(layout_of(model).dimension, dtype=torch.float64)
+    for start in range(0, len(batch), _LINEAR_PERSONS):
+        rows = slice(start, start + _LINEAR_PERSONS)
+        chunk = PersonBatch(batch.inputs[rows], batch.present[rows], batch.codes[rows])
+        total += _linear_chunk(model, chunk, loss, public, max_grad_norm)
+    return ClippedSum(total, max_grad_norm)
 
-    def keep(name: str) -> object:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[name], outputs[name] = args[0].detach(), output
 
-        return layers[name].register_forward_hook(hook)
-
-    handles = [keep(name) for name in layers]
-    try:
-        flat = model(batch.inputs.flatten(0, 1))  # [P K, D]
-    finally:
-        for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
+def _linear_chunk(
+    model: nn.Module, batch: PersonBatch, loss: PersonLoss, public: PublicSide, clip: float
+) -> Tensor:
     persons, k = batch.present.shape
-    embeddings = flat.view(persons, k, flat.shape[-1])
-    losses = loss(embeddings, batch.present, batch.codes, public)
-    deltas = torch.autograd.grad(losses.sum(), list(outputs.values()))
+    rows = batch.inputs
+    if not public.embedded:
+        shared = public.values.expand(persons, *public.values.shape)
+        rows = torch.cat([rows, shared], dim=1)  # [P, R, ...], R = K + N
+    records, flat = _recorded(model, rows.flatten(0, 1))
+    embeddings = flat.view(persons, rows.shape[1], flat.shape[-1])
+    others = public.values if public.embedded else embeddings[:, k:]
+    losses = loss(embeddings[:, :k], batch.present, batch.codes, others)
+    deltas = torch.autograd.grad(losses.sum(), [output for _, _, output in records])
 
     squared = torch.zeros(persons, dtype=torch.float64)
-    a_of = {n: a.view(persons, k, a.shape[-1]).double() for n, a in inputs.items()}
-    d_of = {
-        n: d.view(persons, k, d.shape[-1]).double() for n, d in zip(outputs, deltas, strict=True)
-    }
-    for name, layer in layers.items():
-        a, d = a_of[name], d_of[name]
-        a_gram = a @ a.transpose(1, 2)  # [P, K, K]
-        if layer.bias is not None and layer.bias.requires_grad:
-            a_gram = a_gram + 1.0
-        squared += ((d @ d.transpose(1, 2)) * a_gram).sum(dim=(1, 2))
-    factors = clip_factors(squared.clamp(min=0).sqrt(), max_grad_norm)
-    kept = (factors > 0)[:, None, None]
+    parts = []
+    for (layer, inputs, _), delta in zip(records, deltas, strict=True):
+        a = inputs.view(persons, -1, inputs.shape[-1])  # [P, R, F]
+        d = delta.view(persons, -1, delta.shape[-1])  # [P, R, D]
+        weight = (d.transpose(1, 2) @ a).double()  # [P, D, F]
+        bias = d.sum(dim=1, dtype=torch.float64) if layer.bias is not None else None
+        for part in (weight, bias):
+            if part is not None:
+                squared += (part**2).flatten(1).sum(dim=1)
+                parts.append(part.flatten(1))
+    factors = clip_factors(squared.sqrt(), clip)
+    kept = (factors > 0)[:, None]
+    return torch.cat([factors @ torch.where(kept, part, 0.0) for part in parts])
 
-    total = []
-    for name, layer in layers.items():
-        a = torch.where(kept, a_of[name], 0.0).flatten(0, 1)
-        d = torch.where(kept, d_of[name] * factors[:, None, None], 0.0).flatten(0, 1)
-        total.append((d.T @ a).reshape(-1))
-        if layer.bias is not None and layer.bias.requires_grad:
-            total.append(d.sum(dim=0))
-    return ClippedSum(torch.cat(total), max_grad_norm)
+
+def _recorded(
+    model: nn.Module, rows: Tensor
+) -> tuple[list[tuple[nn.Linear, Tensor, Tensor]], Tensor]:
+    """Run the model and return each trainable linear layer with its input and output, in order."""
+    records: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
+
+    def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, nn.Linear)
+        records[layer] = (args[0].detach(), output)
+
+    layers = list(_trainable_linears(model).values())
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        flat: Tensor = model(rows)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(layer, *records[layer]) for layer in layers], flat
 
 
 def _trainable_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -147,9 +164,9 @@ def _trainable_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def supports_book_keeping(model: nn.Module) -> bool:
-    """True if every trainable parameter is the weight or bias of a linear layer."""
-    owned = {id(p) for layer in _trainable_linears(model).values() for p in layer.parameters()}
-    return all(id(p) in owned for p in trainable_parameters(model).values())
+    """True if exactly the weights and biases of some linear layers are trained."""
+    owned = [id(p) for layer in _trainable_linears(model).values() for p in layer.parameters()]
+    return [id(p) for p in trainable_parameters(model).values()] == owned
 
 
 def choose_engine(model: nn.Module) -> GradientEngine:
@@ -166,3 +183,8 @@ ENGINES: Final[dict[str, GradientEngine]] = {
     "vmap": person_vmap,
     "book-keeping": linear_book_keeping,
 }
+
+
+def engine_name(engine: GradientEngine) -> str:
+    """Return the name of an engine as `ENGINES` has it."""
+    return next(name for name, known in ENGINES.items() if known is engine)

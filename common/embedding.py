@@ -34,18 +34,7 @@ class Rows:
         """uint8 chips [N, S, S, 3] -> rows [N, ...], each image once, no gradient."""
         if self.train_set == "full":
             return chips
-        if len(chips) == 0:
-            return self._frozen(chips.new_zeros((1, *chips.shape[1:])))[:0]
-        parts = []
-        for start in range(0, len(chips), _BATCH):
-            parts.append(self._frozen(chips[start : start + _BATCH]))
-            progress(min(start + _BATCH, len(chips)), len(chips))
-        return torch.cat(parts)
-
-    def _frozen(self, chips: Tensor) -> Tensor:
-        with torch.no_grad():
-            rows: Tensor = self.split.frozen(self.backbone.preprocess(chips))
-        return rows
+        return frozen_rows(self.backbone, self.split.frozen, chips, progress)
 
     def prepare(self, rows: Tensor) -> Tensor:
         """Rows -> the trainable part's input."""
@@ -54,6 +43,18 @@ class Rows:
     def embed(self, rows: Tensor) -> Tensor:
         """Rows [N, ...] -> unit-norm embeddings [N, D] under the current parameters."""
         return embed(self.split.trainable, rows, self.prepare)
+
+
+def frozen_rows(
+    backbone: Backbone, frozen: nn.Module, chips: Tensor, progress: Progress = silent
+) -> Tensor:
+    """uint8 chips [N, S, S, 3], N >= 1 -> the frozen part's output [N, ...], no gradient."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(chips), _BATCH):
+            parts.append(frozen(backbone.preprocess(chips[start : start + _BATCH])))
+            progress(min(start + _BATCH, len(chips)), len(chips))
+    return torch.cat(parts)
 
 
 def embed(

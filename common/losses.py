@@ -41,8 +41,21 @@ class PersonBatch:
         return PersonBatch(self.inputs[rows], self.present[rows], self.codes[rows])
 
 
+@dataclass(frozen=True)
+class PublicSide:
+    """The public part of a loss in one step: nothing in it depends on a private person.
+
+    Either `values` are unit embeddings [N, D], constants of the step (`embedded`), or they are
+    inputs [N, ...] of the trainable part, embedded inside each person's loss, so that the gradient
+    flows through them too.
+    """
+
+    values: Tensor
+    embedded: bool
+
+
 class PersonLoss(Protocol):
-    """embeddings [P, K, D], present [P, K], codes [P], public [N, D] -> losses [P]."""
+    """embeddings [P, K, D], present [P, K], codes [P], public [N, D] or [P, N, D] -> losses [P]."""
 
     def __call__(
         self, embeddings: Tensor, present: Tensor, codes: Tensor, public: Tensor
@@ -51,11 +64,17 @@ class PersonLoss(Protocol):
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Which loss, and its constants: `temperature` multiplies cosines, `margin` is in cosines."""
+    """Which loss, and its constants: `temperature` multiplies cosines, `margin` is in cosines.
+
+    `public_gradient` lets the gradient flow through the public embeddings. Without it an anchor
+    is pushed away from negatives that do not yield, and on LFW training does harm
+    (docs/levers.md); with it a person costs as much as its own and the public images together.
+    """
 
     name: str = "public-negatives"
     temperature: float = 48.0
     margin: float = 0.2
+    public_gradient: bool = True
 
 
 def _pair_mean(pair_losses: Tensor, present: Tensor) -> Tensor:
@@ -77,7 +96,7 @@ def public_negatives(config: LossConfig) -> PersonLoss:
 
     def loss(embeddings: Tensor, present: Tensor, codes: Tensor, public: Tensor) -> Tensor:
         positive = config.temperature * embeddings @ embeddings.transpose(1, 2)  # [P, K, K]
-        negative = config.temperature * embeddings @ public.T  # [P, K, N]
+        negative = config.temperature * embeddings @ public.transpose(-1, -2)  # [P, K, N]
         against = torch.logsumexp(negative, dim=2, keepdim=True)  # [P, K, 1]
         return _pair_mean(F.softplus(against - positive), present)
 
@@ -93,7 +112,7 @@ def triplet(config: LossConfig) -> PersonLoss:
 
     def loss(embeddings: Tensor, present: Tensor, codes: Tensor, public: Tensor) -> Tensor:
         positive = embeddings @ embeddings.transpose(1, 2)  # [P, K, K]
-        negative = embeddings @ public.T  # [P, K, N]
+        negative = embeddings @ public.transpose(-1, -2)  # [P, K, N]
         below = negative[:, :, None, :] < positive[:, :, :, None]  # [P, K, K, N]
         semi_hard = torch.where(below, negative[:, :, None, :], -2.0).amax(dim=3)
         hardest = negative.amax(dim=2)[:, :, None].expand_as(semi_hard)
@@ -111,9 +130,11 @@ def codebook(config: LossConfig) -> PersonLoss:
     """
 
     def loss(embeddings: Tensor, present: Tensor, codes: Tensor, public: Tensor) -> Tensor:
-        rows = torch.arange(public.shape[0], device=codes.device)
+        rows = torch.arange(public.shape[-2], device=codes.device)
         target = (codes[:, None] == rows).to(embeddings.dtype)[:, None, :]  # [P, 1, N]
-        logits = config.temperature * (embeddings @ public.T - config.margin * target)
+        logits = config.temperature * (
+            embeddings @ public.transpose(-1, -2) - config.margin * target
+        )
         nll = torch.logsumexp(logits, dim=2) - (logits * target).sum(dim=2)  # [P, K]
         total = torch.where(present, nll, torch.zeros_like(nll)).sum(dim=1)
         return total / present.sum(dim=1).clamp(min=1)

@@ -17,7 +17,7 @@ from client.gradients import (
     person_vmap,
     supports_book_keeping,
 )
-from common.losses import LOSSES, LossConfig, PersonBatch, create_loss
+from common.losses import LOSSES, LossConfig, PersonBatch, PublicSide, create_loss
 
 
 class Adapter(nn.Module):
@@ -61,22 +61,28 @@ def people(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> PersonB
     return PersonBatch(inputs.masked_fill(~mask, 0), present, torch.arange(7))
 
 
-def public(dtype: torch.dtype) -> Tensor:
-    rows = torch.randn(20, 6, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    return F.normalize(rows, dim=-1)
+def public(dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> PublicSide:
+    """Constants of the loss, or with a shape inputs through which the gradient flows too."""
+    generator = torch.Generator().manual_seed(1)
+    if shape is not None:
+        return PublicSide(torch.randn(20, *shape, generator=generator, dtype=dtype), False)
+    rows = torch.randn(20, 6, generator=generator, dtype=dtype)
+    return PublicSide(F.normalize(rows, dim=-1), True)
 
 
 @pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.parametrize("engine", ["vmap", "book-keeping"])
 @pytest.mark.parametrize("clip", [1e-3, 0.1, 1e6])
+@pytest.mark.parametrize("moving", [False, True])
 def test_engines_agree_with_the_loop_on_an_adapter(
-    loss_name: str, engine: str, clip: float
+    loss_name: str, engine: str, clip: float, moving: bool
 ) -> None:
     torch.manual_seed(0)
     model, batch = Adapter().double(), people((12,), torch.float64)
     loss = create_loss(LossConfig(loss_name, temperature=10.0))
-    expected = person_loop(model, batch, loss, public(torch.float64), clip).value
-    actual = ENGINES[engine](model, batch, loss, public(torch.float64), clip).value
+    side = public(torch.float64, (12,) if moving else None)
+    expected = person_loop(model, batch, loss, side, clip).value
+    actual = ENGINES[engine](model, batch, loss, side, clip).value
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -84,17 +90,20 @@ def test_engines_agree_to_1e_6_in_float32() -> None:
     torch.manual_seed(0)
     model, batch = Adapter(), people((12,), torch.float32)
     loss = create_loss(LossConfig(temperature=10.0))
-    results = [e(model, batch, loss, public(torch.float32), 0.1).value for e in ENGINES.values()]
+    side = public(torch.float32, (12,))
+    results = [engine(model, batch, loss, side, 0.1).value for engine in ENGINES.values()]
     for result in results[1:]:
         assert float((result - results[0]).norm() / results[0].norm()) < 1e-6
 
 
-def test_vmap_agrees_with_the_loop_on_convolutions() -> None:
+@pytest.mark.parametrize("moving", [False, True])
+def test_vmap_agrees_with_the_loop_on_convolutions(moving: bool) -> None:
     torch.manual_seed(0)
     model, batch = Convolutional().double(), people((2, 4, 4), torch.float64)
     loss = create_loss(LossConfig(temperature=10.0))
-    expected = person_loop(model, batch, loss, public(torch.float64), 0.1).value
-    actual = person_vmap(model, batch, loss, public(torch.float64), 0.1).value
+    side = public(torch.float64, (2, 4, 4) if moving else None)
+    expected = person_loop(model, batch, loss, side, 0.1).value
+    actual = person_vmap(model, batch, loss, side, 0.1).value
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 

@@ -1,0 +1,134 @@
+"""The site's ClientApp: unpack the request, ask the site, pack the whitelisted answer.
+
+Nothing but `Update` and a one-word `Refusal` is ever put into a reply: no exception text, no
+metric, no count. What went wrong is written to the site's own log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from client.persons import PrivatePersons
+from client.preparation import PublicPart, Unprepared, load_public, store_public
+from client.site import Prepared, Site
+from common.config import from_json
+from common.contract import Contract
+from common.errors import (
+    BudgetExceeded,
+    InputError,
+    LedgerError,
+    Refused,
+    StorageError,
+    VeilfaceError,
+)
+from common.parameters import layout_of
+from common.update import FORMAT, Refusal
+
+log = logging.getLogger("veilface.site")
+
+
+@dataclass(frozen=True)
+class OpenSite:
+    """What the app needs of a site: its state, where public parts lie, and its private data.
+
+    Attributes:
+        site: state directory, budget and key source.
+        public_directory: where the public part of a run is kept.
+        model: builds the trainable part and checks the frozen part's digest.
+        persons: the private persons, frozen features computed; may be kept between rounds.
+    """
+
+    site: Site
+    public_directory: Path
+    model: Callable[[PublicPart], nn.Module]
+    persons: Callable[[PublicPart], PrivatePersons]
+
+
+def make_app(open_site: Callable[[Context], OpenSite]) -> ClientApp:
+    """Return a ClientApp for the sites that `open_site` finds from a node's context."""
+    app = ClientApp()
+
+    @app.query("prepare")
+    def prepare(message: Message, context: Context) -> Message:
+        return _guarded(message, lambda: _prepare(message, open_site(context)))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _guarded(message, lambda: _train(message, open_site(context)))
+
+    return app
+
+
+def _prepare(message: Message, opened: OpenSite) -> RecordDict:
+    contract = _contract(message)
+    state = {
+        name: torch.from_numpy(array.numpy().copy())
+        for name, array in message.content.array_records["state"].items()
+    }
+    inputs = torch.from_numpy(message.content.array_records["public"]["inputs"].numpy().copy())
+    name = store_public(opened.public_directory, PublicPart(contract, state, inputs))
+    return RecordDict({"header": ConfigRecord({"format": FORMAT, "ready": name})})
+
+
+def _train(message: Message, opened: OpenSite) -> RecordDict:
+    asked = message.content.config_records["request"]
+    part = load_public(opened.public_directory, str(asked["contract_digest"]))
+    vector = message.content.array_records["parameters"]["vector"].numpy()
+    if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
+        raise InputError("the server's parameters are not a finite float32 vector")
+
+    def prepared() -> Prepared:
+        return Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part))
+
+    update = opened.site.train(
+        prepared, part.contract, int(str(asked["round"])), torch.from_numpy(vector.copy())
+    )
+    arrays = update.arrays(layout_of(opened.model(part)))
+    return RecordDict(
+        {
+            "header": ConfigRecord({**update.header()}),
+            "update": ArrayRecord({name: Array(value) for name, value in arrays.items()}),
+        }
+    )
+
+
+def _contract(message: Message) -> Contract:
+    text = message.content.config_records["request"]["contract"]
+    return from_json(Contract, str(text), where="contract")
+
+
+_REASONS: Mapping[type[VeilfaceError], Refusal] = {
+    Unprepared: "unprepared",
+    BudgetExceeded: "budget",
+    LedgerError: "ledger",
+    Refused: "contract",
+    StorageError: "storage",
+    InputError: "data",
+}
+
+
+def _guarded(message: Message, answer: Callable[[], RecordDict]) -> Message:
+    """Answer, or refuse with one word: an exception's text could name a person or a file."""
+    try:
+        content = answer()
+    except VeilfaceError as error:
+        log.error("%s refused: %s", message.metadata.message_type, error)
+        reason = next((word for kind, word in _REASONS.items() if isinstance(error, kind)), None)
+        content = _refusal(reason or "internal")
+    except Exception:  # the boundary: whatever it is, its text must stay at the site
+        log.exception("%s failed", message.metadata.message_type)
+        content = _refusal("internal")
+    return Message(content, reply_to=message)
+
+
+def _refusal(reason: Refusal) -> RecordDict:
+    return RecordDict({"header": ConfigRecord({"format": FORMAT, "refusal": reason})})

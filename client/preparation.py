@@ -1,0 +1,59 @@
+"""The public part of a run, as the server sent it: contract, model state and public bank.
+
+It is public, so it is stored plainly; it is named by its contract's digest, so that a run cannot
+be answered with another run's constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from common.config import digest, from_json, to_json
+from common.contract import Contract
+from common.errors import InputError
+from common.storage import make_private_directory, write_private
+
+
+class Unprepared(InputError):  # noqa: N818 - names a state
+    """The site does not hold the public part of this run yet: the server sends it again."""
+
+
+@dataclass(frozen=True)
+class PublicPart:
+    """Contract, state of the trainable part (parameters and public buffers), and public bank."""
+
+    contract: Contract
+    state: Mapping[str, Tensor]
+    inputs: Tensor
+
+
+def store_public(directory: Path, part: PublicPart) -> str:
+    """Write the public part, and return the digest under which `load_public` finds it."""
+    name = digest(part.contract)
+    path = make_private_directory(directory) / f"{name}.safetensors"
+    if not path.exists():
+        tensors = {f"state.{key}": value.contiguous() for key, value in part.state.items()}
+        tensors["inputs"] = part.inputs.contiguous()
+        metadata = {"contract": to_json(part.contract)}
+        write_private(path, safetensors.torch.save(tensors, metadata=metadata))
+    return name
+
+
+@lru_cache(maxsize=2)
+def load_public(directory: Path, name: str) -> PublicPart:
+    """Return a stored public part; absent: Unprepared."""
+    path = directory / f"{name}.safetensors"
+    if not path.exists():
+        raise Unprepared(f"the public part {name[:12]} of the run has not arrived")
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        contract = from_json(Contract, file.metadata()["contract"], where="stored contract")
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    inputs = tensors.pop("inputs")
+    return PublicPart(contract, {k.removeprefix("state."): v for k, v in tensors.items()}, inputs)

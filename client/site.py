@@ -1,0 +1,161 @@
+"""A site: its private persons, its budget, its ledger, and one noised update a round.
+
+The order is the guarantee: reserve in the ledger (durable), then compute, then store the release,
+then commit, then answer. A retry of the same request after a crash gives the same bytes: before
+the commit the round's key is still in `round.key`, after it the release is in `outbox.npy`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from common.ledger import Genesis, Ledger, Reservation
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.gradients import choose_engine
+from client.persons import PrivatePersons
+from client.trainer import RoundKeys, train_round
+from common.config import digest
+from common.contract import Contract
+from common.errors import Refused
+from common.parameters import layout_of
+from common.plan import PrivacyPlan
+from common.randomness import KEY_BYTES, fresh_key
+from common.storage import write_private
+from common.update import Update, model_id_of
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a site holds in memory for one run: all but `persons` came from the server.
+
+    Attributes:
+        contract: the agreed constants.
+        model: the trainable part, with its public buffers.
+        public_inputs: the public bank as the trainable part takes it, [N, ...].
+        persons: the site's private persons, frozen features already computed.
+    """
+
+    contract: Contract
+    model: nn.Module
+    public_inputs: Tensor
+    persons: PrivatePersons
+
+
+class RoundKey(Protocol):
+    """Where the key of a round comes from; `private` says whether it is secret."""
+
+    private: bool
+
+    def __call__(self, contract: Contract, round_: int) -> bytes: ...
+
+
+class SecretRoundKey:
+    """The key of a round from the operating system: the only source outside a simulation."""
+
+    private = True
+
+    def __call__(self, contract: Contract, round_: int) -> bytes:
+        return fresh_key()
+
+
+@dataclass(frozen=True)
+class Site:
+    """One site's state directory (0700) and what it allows.
+
+    `round_key` is replaced by simulations only, which then also set the plan's
+    `allow_not_private`.
+    """
+
+    directory: Path
+    plan: PrivacyPlan
+    round_key: RoundKey
+
+    @staticmethod
+    def open(directory: Path, plan: PrivacyPlan, round_key: RoundKey | None = None) -> Site:
+        """Return the site, with its ledger created if there is none yet."""
+        if not (directory / Ledger.FILE_NAME).exists():
+            Ledger.create(directory, Genesis(delta=plan.delta, epsilon=plan.epsilon))
+        return Site(directory, plan, round_key or SecretRoundKey())
+
+    def train(
+        self, prepare: Callable[[], Prepared], contract: Contract, round_: int, parameters: Tensor
+    ) -> Update:
+        """Return the update of one round; refused, it raises before any gradient is computed.
+
+        `prepare` is called only after the budget is reserved, so a refused round reads no image.
+        """
+        vector: NDArray[np.float32] = parameters.numpy()
+        model_id = model_id_of(contract.run_id, vector)
+        if not 1 <= round_ <= contract.rounds:
+            raise Refused(f"round {round_} is not one of the {contract.rounds} agreed rounds")
+        request = hashlib.sha256(f"{digest(contract)} {round_} {model_id}".encode()).hexdigest()
+        with Ledger.open(self.directory) as ledger:
+            reservation = self.plan.reserve(
+                ledger, contract, round_, request, secret=self.round_key.private
+            )
+            released = self._outbox(reservation)
+            if released is None:
+                if ledger.committed(reservation) is not None:
+                    raise Refused(f"round {round_} was released before and is no longer stored")
+                keys = RoundKeys.derive(
+                    self._key(contract, reservation), private=self.round_key.private
+                )
+                released = self._compute(prepare(), contract, vector, keys)
+                write_private(self._outbox_path(reservation), released.tobytes())
+            if ledger.committed(reservation) is None:
+                ledger.commit(reservation, hashlib.sha256(released.tobytes()).hexdigest())
+            self._forget(reservation)
+        return Update(contract.run_id, model_id, round_, released)
+
+    @staticmethod
+    def _compute(
+        ready: Prepared, contract: Contract, vector: NDArray[np.float32], keys: RoundKeys
+    ) -> NDArray[np.float32]:
+        if layout_of(ready.model).dimension != len(vector):
+            raise Refused("the parameters do not fit the agreed model")
+        return train_round(
+            ready.model,
+            vector,
+            ready.persons,
+            ready.public_inputs,
+            contract,
+            keys,
+            choose_engine(ready.model),
+        )
+
+    def _outbox_path(self, reservation: Reservation) -> Path:
+        return self.directory / f"release-{reservation.seq}.f32"
+
+    def _outbox(self, reservation: Reservation) -> NDArray[np.float32] | None:
+        """The stored release of a reservation, if it got that far; noised, so it may be resent."""
+        path = self._outbox_path(reservation)
+        return np.frombuffer(path.read_bytes(), dtype=np.float32) if path.exists() else None
+
+    def _key(self, contract: Contract, reservation: Reservation) -> bytes:
+        """The reservation's key; after a crash the stored one, so a retry repeats its noise."""
+        path = self.directory / f"round-{reservation.seq}.key"
+        if path.exists():
+            key = path.read_bytes()
+            if len(key) != KEY_BYTES:
+                raise Refused(
+                    f"{path} is damaged", hint="the round stays spent and is not released"
+                )
+            return key
+        key = self.round_key(contract, reservation.round)
+        write_private(path, key)
+        return key
+
+    def _forget(self, reservation: Reservation) -> None:
+        """Destroy keys of committed rounds, and releases older than the last one."""
+        for path in self.directory.glob("round-*.key"):
+            path.unlink()
+        for path in self.directory.glob("release-*.f32"):
+            if path != self._outbox_path(reservation):
+                path.unlink()

@@ -1,0 +1,146 @@
+"""Model files: read without running code, checked to the last name, and written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from common.backbones.base import TrainSet
+from common.errors import WeightsError
+from common.storage import write_private
+
+FORMAT: Final = "veilface-model-1"
+_MAX_BYTES: Final = 2 * 2**30
+
+
+def model_id(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes of all tensors, 64 hex digits."""
+    value = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        head = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
+        value.update(len(head).to_bytes(4, "big") + head.encode())
+        value.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return value.hexdigest()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file or a torch state dict; code in a file never runs.
+
+    A state dict may lie under the key `state_dict`, and its names may all start with `module.`
+    (torch's DataParallel); nothing else is guessed.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist or is no file")
+    if path.stat().st_size > _MAX_BYTES:
+        raise WeightsError(f"{path} is larger than {_MAX_BYTES >> 30} GiB")
+    try:
+        if path.suffix == ".safetensors":
+            values: Any = safetensors.torch.load_file(str(path))
+        else:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(
+            f"{path} is not a readable weights file: {str(error).splitlines()[0]}",
+            hint="give a safetensors file or a plain torch state dict; code in files is refused",
+        ) from error
+    if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
+        values = values["state_dict"]
+    if not isinstance(values, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in values.items()
+    ):
+        raise WeightsError(f"{path} does not hold named tensors")
+    if values and all(name.startswith("module.") for name in values):
+        values = {name.removeprefix("module."): tensor for name, tensor in values.items()}
+    return dict(values)
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy a state into a module; a missing, unknown, misshapen or broken tensor is named."""
+    wanted = module.state_dict()
+    for kind, names in (
+        ("misses", sorted(set(wanted) - set(state))),
+        ("has the unknown", sorted(set(state) - set(wanted))),
+    ):
+        if names:
+            raise WeightsError(
+                f"{source} {kind} tensor {names[0]!r} ({len(names)} in all)",
+                hint="the file belongs to another architecture: check --backbone",
+            )
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise WeightsError(
+                f"{source}: {name} has shape {list(tensor.shape)}, "
+                f"expected {list(wanted[name].shape)}"
+            )
+        if tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise WeightsError(f"{source}: {name} is {tensor.dtype}, expected {wanted[name].dtype}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise WeightsError(f"{source}: {name} holds a NaN or an infinity")
+    module.load_state_dict(dict(state))
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A trained model: which backbone, which part was trained, that part's state, and notes."""
+
+    backbone: str
+    train_set: TrainSet
+    state: dict[str, Tensor]
+    model_id: str
+    meta: dict[str, str]
+
+
+def save_model(
+    path: Path,
+    *,
+    backbone: str,
+    train_set: TrainSet,
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, str],
+) -> str:
+    """Write a trained part as safetensors, whole or not at all, and return its model id."""
+    name = model_id(state)
+    metadata = {
+        "format": FORMAT,
+        "backbone": backbone,
+        "train_set": train_set,
+        "model_id": name,
+        "meta": json.dumps(dict(meta), sort_keys=True),
+    }
+    tensors = {key: value.detach().contiguous() for key, value in state.items()}
+    write_private(path, safetensors.torch.save(tensors, metadata=metadata))
+    return name
+
+
+def load_model(path: Path) -> SavedModel:
+    """Return a trained part whose id is recomputed; anything unexpected is a WeightsError."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path} is not a readable model: {error}") from error
+    if metadata.get("format") != FORMAT or metadata.get("train_set") not in get_args(TrainSet):
+        raise WeightsError(
+            f"{path} is not a model of this version", hint="use --weights for others"
+        )
+    if model_id(state) != metadata.get("model_id"):
+        raise WeightsError(f"{path} was changed: its content does not match its model id")
+    return SavedModel(
+        metadata["backbone"],
+        metadata["train_set"],
+        state,
+        metadata["model_id"],
+        json.loads(metadata["meta"]),
+    )

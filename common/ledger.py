@@ -1,0 +1,258 @@
+"""The ledger of a site: what was ever spent, append-only, hash-chained, written before it is spent.
+
+One JSON object a line. Each line holds its sequence number, the hash of the line before and its own
+hash. `reserve` returns only when its line is on the disk, so noise that was drawn is always on
+record; a crash between `reserve` and `commit` counts as spent. `ledger.head` names the last line,
+so that a ledger cut at a line boundary is found out. Whoever can rewrite both files and recompute
+all hashes is not stopped by them: the rounds that the server has accepted are the witness then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar
+
+from common.errors import InputError, LedgerError, Refused, StorageError
+from common.ledger_format import (
+    GENESIS_HASH,
+    Commit,
+    Genesis,
+    Head,
+    Line,
+    Reservation,
+    decode_head,
+    decode_line,
+    encode_head,
+    encode_line,
+)
+from common.storage import make_private_directory, sync_directory, write_private
+
+__all__ = ["Commit", "Genesis", "Ledger", "LedgerReport", "Reservation", "verify"]
+_HEAD = "ledger.head"
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """What `verify` found: `findings` is empty exactly when the ledger holds."""
+
+    findings: tuple[str, ...]
+    genesis: Genesis | None
+    reservations: tuple[Reservation, ...]
+    commits: tuple[Commit, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+
+class Ledger:
+    """An open ledger, locked against other writers until its `with` block ends."""
+
+    FILE_NAME: ClassVar = "ledger.jsonl"
+
+    def __init__(self, directory: Path, descriptor: int, lines: list[Line]) -> None:
+        self._directory = directory
+        self._descriptor = descriptor
+        self._lines = lines
+
+    @classmethod
+    def create(cls, directory: Path, genesis: Genesis) -> None:
+        """Write a new ledger's first line; an existing ledger is never replaced."""
+        make_private_directory(directory)
+        path = directory / cls.FILE_NAME
+        if path.exists():
+            raise LedgerError(f"{path} exists already")
+        line = Line(0, GENESIS_HASH, genesis.named(secrets.token_hex(16), _now()))
+        write_private(directory / _HEAD, encode_head(Head(0, line.hash)))
+        write_private(path, encode_line(line))
+
+    @classmethod
+    @contextmanager
+    def open(cls, directory: Path) -> Iterator[Ledger]:
+        """Lock, check and repair a ledger: at most the tail of one interrupted append is mended."""
+        path = directory / cls.FILE_NAME
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+        except OSError as error:
+            raise InputError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LedgerError(
+                    f"{path} is in use by another process", hint="only one may write at a time"
+                ) from error
+            yield cls(directory, descriptor, _recover(directory, descriptor))
+        finally:
+            os.close(descriptor)
+
+    @property
+    def genesis(self) -> Genesis:
+        record = self._lines[0].record
+        assert isinstance(record, Genesis)
+        return record
+
+    @property
+    def reservations(self) -> tuple[Reservation, ...]:
+        """All reservations, committed or not: all of them are spent."""
+        return tuple(line.record for line in self._lines if isinstance(line.record, Reservation))
+
+    def reserve(
+        self,
+        *,
+        run_id: str,
+        round: int,  # noqa: A002 - the federation's word
+        noise_multiplier: float,
+        sample_rate: float,
+        steps: int,
+        max_grad_norm: float,
+        request_digest: str,
+        private: bool,
+        check: Callable[[tuple[Reservation, ...]], None],
+    ) -> Reservation:
+        """Return a durable reservation; the same request again returns the first one, unspent.
+
+        `check` sees all reservations with the new one and raises to refuse it; nothing is written
+        then. Another request for the same run and round is Refused: one release a round.
+        """
+        new = Reservation(
+            seq=len(self._lines),
+            run_id=run_id,
+            round=round,
+            noise_multiplier=noise_multiplier,
+            sample_rate=sample_rate,
+            steps=steps,
+            max_grad_norm=max_grad_norm,
+            request_digest=request_digest,
+            private=private,
+        )
+        for old in self.reservations:
+            if (old.run_id, old.round) == (run_id, round):
+                if old.request_digest != request_digest:
+                    raise Refused(f"round {round} of run {run_id} was reserved for another request")
+                return old
+        check((*self.reservations, new))
+        self._append(new)
+        return new
+
+    def committed(self, reservation: Reservation) -> str | None:
+        """Return the digest of what was released under a reservation, or None if nothing was."""
+        for line in self._lines:
+            if isinstance(line.record, Commit) and line.record.reservation == reservation.seq:
+                return line.record.release_digest
+        return None
+
+    def commit(self, reservation: Reservation, release_digest: str) -> None:
+        """Record durably what was released under a reservation; once only."""
+        if reservation not in self.reservations or self.committed(reservation) is not None:
+            raise LedgerError(f"reservation {reservation.seq} is unknown or committed already")
+        self._append(Commit(reservation.seq, release_digest))
+
+    def _append(self, record: Reservation | Commit) -> None:
+        line = Line(len(self._lines), self._lines[-1].hash, record)
+        size = os.fstat(self._descriptor).st_size
+        data = encode_line(line)
+        try:
+            if os.write(self._descriptor, data) != len(data):
+                raise OSError(28, "no space left on device")
+            os.fsync(self._descriptor)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, size)
+                os.fsync(self._descriptor)
+            raise StorageError(
+                f"cannot write the ledger in {self._directory}: {error.strerror}",
+                hint="free some space: nothing was spent or released",
+            ) from error
+        self._lines.append(line)
+        write_private(self._directory / _HEAD, encode_head(Head(line.seq, line.hash)))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _recover(directory: Path, descriptor: int) -> list[Line]:
+    """Return the lines of a locked ledger, after mending what one interrupted append leaves."""
+    data = (directory / Ledger.FILE_NAME).read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    lines, findings, head = _read(directory, whole)
+    if findings:
+        raise LedgerError(f"{directory / Ledger.FILE_NAME}: {findings[0]}")
+    assert head is not None
+    if len(whole) < len(data):
+        os.ftruncate(descriptor, len(whole))  # a line that was never acknowledged
+        os.fsync(descriptor)
+    if head.seq < len(lines) - 1:
+        write_private(directory / _HEAD, encode_head(Head(lines[-1].seq, lines[-1].hash)))
+        sync_directory(directory)
+    return lines
+
+
+def _read(directory: Path, data: bytes) -> tuple[list[Line], list[str], Head | None]:
+    """Decode whole lines and compare with the head; findings name the first line at fault."""
+    lines: list[Line] = []
+    findings: list[str] = []
+    previous = GENESIS_HASH
+    for number, raw in enumerate(data.splitlines(keepends=True)):
+        try:
+            line = decode_line(raw, number, previous)
+            _check_history(line, lines)
+        except LedgerError as error:
+            findings.append(f"line {number + 1}: {error.message}")
+            break
+        lines.append(line)
+        previous = line.hash
+    if not data:
+        findings.append("the ledger is empty")
+    try:
+        head = decode_head((directory / _HEAD).read_bytes())
+    except (OSError, LedgerError) as error:
+        return lines, [*findings, f"{_HEAD} is missing or damaged: {error}"], None
+    if not findings:
+        ahead = len(lines) - 1 - head.seq
+        if ahead < 0:
+            findings.append(f"cut off: {_HEAD} names line {head.seq + 1}, found {len(lines)}")
+        elif ahead > 1 or lines[head.seq].hash != head.hash:
+            findings.append(f"{_HEAD} does not belong to this ledger")
+    return lines, findings, head
+
+
+def _check_history(line: Line, before: list[Line]) -> None:
+    """A genesis first and only first; commits answer one open reservation each."""
+    if (line.seq == 0) != isinstance(line.record, Genesis):
+        raise LedgerError("the genesis is the first line and no other")
+    if isinstance(line.record, Commit):
+        target = line.record.reservation
+        open_ = {entry.seq for entry in before if isinstance(entry.record, Reservation)}
+        open_ -= {e.record.reservation for e in before if isinstance(e.record, Commit)}
+        if target not in open_:
+            raise LedgerError(f"commits reservation {target}, which is not open")
+    if isinstance(line.record, Reservation) and line.record.seq != line.seq:
+        raise LedgerError("a reservation carries another line's number")
+
+
+def verify(directory: Path) -> LedgerReport:
+    """Check a ledger without writing or locking; one interrupted append is no finding."""
+    path = directory / Ledger.FILE_NAME
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    whole = data[: data.rfind(b"\n") + 1]
+    lines, findings, _ = _read(directory, whole)
+    records = [line.record for line in lines]
+    return LedgerReport(
+        tuple(findings),
+        next((r for r in records if isinstance(r, Genesis)), None),
+        tuple(r for r in records if isinstance(r, Reservation)),
+        tuple(r for r in records if isinstance(r, Commit)),
+    )

@@ -1,0 +1,165 @@
+"""The bytes of a ledger line and of its head: canonical JSON, so that each record has one form."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+from common.errors import LedgerError
+
+GENESIS_HASH: Final = "0" * 64
+
+
+@dataclass(frozen=True)
+class Genesis:
+    """What a ledger counts: a site's whole budget, for one person added or removed at this site."""
+
+    delta: float
+    epsilon: float
+    ledger_id: str = ""
+    created: str = ""
+    privacy_unit: str = "person"
+    adjacency: str = "add-remove-one"
+    version: int = 1
+
+    def named(self, ledger_id: str, created: str) -> Genesis:
+        """Return the genesis with its identity filled in."""
+        return dataclasses.replace(self, ledger_id=ledger_id, created=created)
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """One round's releases, spent from the moment that this is on the disk.
+
+    `private` is False if the noise was absent or could be recomputed from a seed.
+    """
+
+    seq: int
+    run_id: str
+    round: int
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    max_grad_norm: float
+    request_digest: str
+    private: bool
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The digest of what was released under the reservation with that sequence number."""
+
+    reservation: int
+    release_digest: str
+
+
+Record = Genesis | Reservation | Commit
+_KINDS: Final[dict[str, type[Any]]] = {
+    "genesis": Genesis,
+    "reserve": Reservation,
+    "commit": Commit,
+}
+_NAMES: Final = {kind: name for name, kind in _KINDS.items()}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A record in its place in the chain; `hash` covers all the rest."""
+
+    seq: int
+    previous: str
+    record: Record
+    hash: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hash", hashlib.sha256(self._body()).hexdigest())
+
+    def _body(self) -> bytes:
+        return _canonical(
+            {
+                "seq": self.seq,
+                "previous": self.previous,
+                "kind": _NAMES[type(self.record)],
+                "record": dataclasses.asdict(self.record),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last line that was acknowledged."""
+
+    seq: int
+    hash: str
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise LedgerError("a number is not finite") from error
+    return text.encode("ascii")
+
+
+def encode_line(line: Line) -> bytes:
+    """Return a line's bytes, newline included."""
+    body: dict[str, Any] = json.loads(line._body())
+    return _canonical({**body, "hash": line.hash}) + b"\n"
+
+
+def decode_line(raw: bytes, seq: int, previous: str) -> Line:
+    """Return the line that `raw` holds in place `seq` after `previous`; else raise LedgerError."""
+    values = _object(raw)
+    if set(values) != {"seq", "previous", "kind", "record", "hash"}:
+        raise LedgerError("has missing or unknown fields")
+    kind = _KINDS.get(values["kind"]) if isinstance(values["kind"], str) else None
+    if kind is None:
+        raise LedgerError("is of an unknown kind")
+    line = Line(seq, previous, _record(kind, values["record"]))
+    if encode_line(line) != raw:
+        raise LedgerError("does not follow from the line before: changed, moved or missing lines")
+    return line
+
+
+def _record(kind: type[Any], values: Any) -> Record:
+    names = {entry.name: entry.type for entry in fields(kind)}
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise LedgerError("has missing or unknown fields")
+    for name, annotation in names.items():
+        wanted = {"int": int, "str": str, "float": float, "bool": bool}[str(annotation)]
+        if type(values[name]) is not wanted or (
+            wanted is float and not math.isfinite(values[name])
+        ):
+            raise LedgerError(f"{name} is not a {annotation}")
+    record: Record = kind(**values)
+    return record
+
+
+def encode_head(head: Head) -> bytes:
+    """Return the head file's bytes."""
+    return _canonical(dataclasses.asdict(head)) + b"\n"
+
+
+def decode_head(raw: bytes) -> Head:
+    """Return the head that `raw` holds; else raise LedgerError."""
+    values = _object(raw)
+    if set(values) != {"seq", "hash"} or type(values["seq"]) is not int or values["seq"] < 0:
+        raise LedgerError("has missing or unknown fields")
+    head = Head(values["seq"], str(values["hash"]))
+    if encode_head(head) != raw:
+        raise LedgerError("is not in canonical form")
+    return head
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise LedgerError("is not JSON") from error
+    if not isinstance(values, dict):
+        raise LedgerError("is not a JSON object")
+    return values

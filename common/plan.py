@@ -1,0 +1,139 @@
+"""The only composer of mechanism, sampling, accounting and ledger.
+
+From a budget it finds the noise; before each round it asks the ledger for a reservation, and
+refuses when what is reserved so far and the round together would exceed the site's budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.accounting import (
+    Event,
+    GaussianEvent,
+    PoissonEvent,
+    cross_checked_epsilon,
+    noise_multiplier_for,
+)
+from common.contract import Contract, Privacy
+from common.errors import BudgetExceeded, InputError
+from common.ledger import Ledger, Reservation
+
+# An epsilon recomputed elsewhere may differ in its last digits from the one the noise was found
+# for; the noise multiplier is rounded up by more than this.
+_RELATIVE_SLACK = 1e-9
+
+
+def event_of(noise_multiplier: float, sample_rate: float, steps: int) -> Event:
+    """Return the accounting event of `steps` releases; the full batch is exactly Gaussian."""
+    if sample_rate == 1.0:
+        return GaussianEvent(noise_multiplier, steps)
+    return PoissonEvent(noise_multiplier, sample_rate, steps)
+
+
+def calibrate(
+    *,
+    epsilon: float | None,
+    delta: float,
+    rounds: int,
+    local_steps: int,
+    max_grad_norm: float,
+    sample_rate: float,
+    public_denominator: float,
+) -> Privacy:
+    """Return the mechanism that spends at most `epsilon` at `delta` over all rounds of a site.
+
+    `epsilon` None is a run without privacy: no noise, and nothing calls it private.
+    """
+    if epsilon is not None and not (math.isfinite(epsilon) and epsilon > 0):
+        raise InputError(
+            f"epsilon must be positive and finite, not {epsilon}",
+            hint="use --no-privacy to train without a guarantee",
+        )
+    if not 0.0 < delta < 1.0:
+        raise InputError(f"delta must lie strictly between 0 and 1, not {delta}")
+    noise = (
+        0.0
+        if epsilon is None
+        else noise_multiplier_for(epsilon, delta, rounds * local_steps, sample_rate)
+    )
+    return Privacy(epsilon, delta, noise, max_grad_norm, sample_rate, public_denominator)
+
+
+def spent(reservations: Sequence[Reservation], delta: float) -> float:
+    """Return the epsilon at `delta` of everything reserved, checked by two accountants.
+
+    Infinite as soon as one reservation is not private (no noise, or seeded noise); 0 for none.
+    """
+    if not all(reservation.private for reservation in reservations):
+        return math.inf
+    merged: dict[tuple[float, float], int] = {}
+    for r in reservations:
+        key = (r.noise_multiplier, r.sample_rate)
+        merged[key] = merged.get(key, 0) + r.steps
+    events = [event_of(sigma, rate, steps) for (sigma, rate), steps in merged.items()]
+    return cross_checked_epsilon(events, delta).epsilon
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """What one site allows: a total `epsilon` at `delta` over the life of its ledger.
+
+    `allow_not_private` lets a simulation without a guarantee write its rounds into a ledger, marked
+    as such; a deployment never sets it.
+    """
+
+    epsilon: float
+    delta: float
+    allow_not_private: bool = False
+
+    def reserve(
+        self, ledger: Ledger, contract: Contract, round_: int, request_digest: str, *, secret: bool
+    ) -> Reservation:
+        """Return a durable reservation for one round, or raise BudgetExceeded before any work.
+
+        `secret` says that the round's noise comes from a key that nobody can recompute. The same
+        request again returns its first reservation and spends nothing; another request for the
+        same run and round is refused by the ledger.
+        """
+        privacy = contract.privacy
+        private = secret and privacy.noise_multiplier > 0.0
+        if not private and not self.allow_not_private:
+            raise BudgetExceeded(
+                f"round {round_} has no secret noise, so its epsilon is infinite",
+                hint="only a simulation may run without a guarantee",
+            )
+        return ledger.reserve(
+            run_id=contract.run_id,
+            round=round_,
+            noise_multiplier=privacy.noise_multiplier,
+            sample_rate=privacy.sample_rate,
+            steps=contract.local_steps,
+            max_grad_norm=privacy.max_grad_norm,
+            request_digest=request_digest,
+            private=private,
+            check=self._check,
+        )
+
+    def _check(self, reservations: Sequence[Reservation]) -> None:
+        if self.allow_not_private and not all(r.private for r in reservations):
+            return
+        total = spent(reservations, self.delta)
+        if total > self.epsilon * (1.0 + _RELATIVE_SLACK):
+            raise BudgetExceeded(
+                f"the round would bring epsilon to {total:.4f} of {self.epsilon:.4f} allowed "
+                f"(delta {self.delta:g}, a person added or removed)",
+                hint="the site's budget is spent: nothing was computed or released",
+            )
+
+
+def epsilon_after(contract: Contract, rounds: int) -> float:
+    """Return what a site that took part in `rounds` rounds has spent; infinite without noise."""
+    privacy = contract.privacy
+    if privacy.noise_multiplier == 0.0:
+        return math.inf if rounds else 0.0
+    steps = rounds * contract.local_steps
+    event = event_of(privacy.noise_multiplier, privacy.sample_rate, steps)
+    return cross_checked_epsilon([event], privacy.delta).epsilon

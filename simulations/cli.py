@@ -1,0 +1,174 @@
+"""The commands `veilface simulate` and `veilface bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from common.backbones.base import TRAIN_SETS, TrainSet
+from common.errors import InputError
+from common.losses import LOSSES
+from server.aggregation import AGGREGATORS
+from server.report.page import write_page
+from server.report.plots import write_plots
+from server.report.run_record import RunRecord, write_run
+from simulations.bench.cli import bench
+from simulations.experiment import Experiment
+from simulations.progress import LiveProgress
+from simulations.shifts import SHIFTS, Shift
+from simulations.simulate import RunFolder
+from simulations.simulate import simulate as run_simulation
+
+__all__ = ["bench", "simulate"]
+
+
+def _data(value: str) -> Path | None:
+    return None if value == "synthetic" else Path(value)
+
+
+@click.command()
+@click.option("--data", required=True, metavar="synthetic|DIR", help="A folder of person folders.")
+@click.option("--shift", type=click.Choice(SHIFTS), default="none", show_default=True)
+@click.option("--sites", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--persons", type=click.IntRange(min=1), help="Private persons over all sites.")
+@click.option("--rounds", type=click.IntRange(min=1), default=40, show_default=True)
+@click.option("--local-steps", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--epsilon", type=float, help="Budget of each site for the whole run; no default.")
+@click.option("--delta", type=float, default=1e-4, show_default=True)
+@click.option("--no-privacy", is_flag=True, help="Train without noise: no guarantee at all.")
+@click.option("--sample-rate", type=float, default=1.0, show_default=True, help="1 = all persons.")
+@click.option("--trust", type=click.Choice(["local", "secagg"]), default="local", show_default=True)
+@click.option("--train", type=click.Choice(TRAIN_SETS), default="adapter", show_default=True)
+@click.option("--loss", type=click.Choice(sorted(LOSSES)), default="public-negatives")
+@click.option("--backbone", default="dlib-resnet", show_default=True)
+@click.option("--weights", type=click.Path(path_type=Path), help="State dict or safetensors.")
+@click.option("--aggregator", type=click.Choice(sorted(AGGREGATORS)), default="mean")
+@click.option("--engine", type=click.Choice(["inprocess", "ray"]), default="inprocess")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--insecure-seeded-noise",
+    is_flag=True,
+    help="Noise from --seed, to repeat a run bit by bit. The run is marked as not private.",
+)
+@click.option("--aligned", is_flag=True, help="Images are aligned chips already.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Where aligned chips are kept.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/RUN_ID].")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def simulate(
+    data: str,
+    shift: Shift,
+    sites: int,
+    persons: int | None,
+    rounds: int,
+    local_steps: int,
+    epsilon: float | None,
+    delta: float,
+    no_privacy: bool,
+    sample_rate: float,
+    trust: str,
+    train: TrainSet,
+    loss: str,
+    backbone: str,
+    weights: Path | None,
+    aggregator: str,
+    engine: str,
+    seed: int,
+    insecure_seeded_noise: bool,
+    aligned: bool,
+    cache: Path | None,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Run a private federation of many sites on this machine and report what it cost and gave."""
+    if (epsilon is None) != no_privacy:
+        raise InputError(
+            "say --epsilon E, or --no-privacy to train without any guarantee; exactly one of them"
+        )
+    if trust == "secagg":
+        raise InputError(
+            "--trust secagg needs secure aggregation, which this version does not have",
+            hint="use --trust local, where every site adds all the noise itself",
+        )
+    experiment = Experiment(
+        data=_data(data),
+        shift=shift,
+        sites=sites,
+        persons=persons,
+        rounds=rounds,
+        local_steps=local_steps,
+        epsilon=epsilon,
+        delta=delta,
+        sample_rate=sample_rate,
+        trust="local",
+        train_set=train,
+        loss=loss,
+        backbone=backbone,
+        weights=weights,
+        aggregator=aggregator,
+        engine="ray" if engine == "ray" else "inprocess",
+        seed=seed,
+        seeded_noise=insecure_seeded_noise,
+        aligned=aligned,
+        cache=cache,
+    )
+    experiment.check()
+    folder = (RunFolder.resume if resume else RunFolder.start)(out, experiment)
+    errors = Console(stderr=True)
+    with LiveProgress(errors, quiet=not errors.is_terminal) as progress:
+        record = run_simulation(experiment, folder, progress)
+    written = (
+        write_run(record, folder.path),
+        *write_plots(record, folder.path),
+        write_page(record, folder.path),
+    )
+    if as_json:
+        click.echo(json.dumps(record.summary()))
+        return
+    console = Console()
+    console.print(_table(record))
+    _print_privacy(console, record)
+    for warning in record.warnings:
+        console.print(f"Note: {warning}", markup=False)
+    for path in (folder.path / "model.safetensors", *written):
+        console.print(str(path), markup=False, soft_wrap=True)
+    console.print(f"Check it: veilface ledger verify {folder.path}", markup=False, soft_wrap=True)
+
+
+def _table(record: RunRecord) -> Table:
+    before, after = record.before.to_json(), record.after.to_json()
+    table = Table(
+        title=f"{record.before.mated:,} mated, {record.before.non_mated:,} non-mated pairs"
+    )
+    for column in ("", "before", "after", "95% interval of after"):
+        table.add_column(column, justify="left" if not column else "right")
+    intervals = after["ci"]
+    for name, label in (
+        ("tmr_at_fmr_1e-2", "TMR @ FMR 1e-2"),
+        ("tmr_at_fmr_1e-3", "TMR @ FMR 1e-3"),
+        ("eer", "EER"),
+    ):
+        low, high = intervals[name] if isinstance(intervals, dict) else (float("nan"),) * 2
+        table.add_row(
+            label, f"{before[name]:.3f}", f"{after[name]:.3f}", f"{low:.3f} to {high:.3f}"
+        )
+    return table
+
+
+def _print_privacy(console: Console, record: RunRecord) -> None:
+    privacy = record.privacy
+    if privacy.not_private:
+        console.print(f"[bold red]NOT PRIVATE:[/] {privacy.not_private}")
+        return
+    table = Table(title=f"Privacy of one person ({privacy.adjacency}; delta {privacy.delta:g})")
+    table.add_column("against")
+    table.add_column("epsilon", justify="right")
+    for adversary in privacy.adversaries:
+        value = "no bound" if adversary.epsilon is None else f"{adversary.epsilon:.3f}"
+        table.add_row(adversary.name, value)
+    console.print(table)

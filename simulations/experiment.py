@@ -1,0 +1,217 @@
+"""What a simulation is asked to do, and the faces it works on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.backbones.base import Backbone, TrainSet
+from common.backbones.registry import BACKBONES, create
+from common.backbones.split import frozen_part, split
+from common.chip_cache import ChipCache
+from common.dataset import Skipped, SubjectFolder, images_of, list_subjects, load_chips
+from common.detection import DlibDetector
+from common.embedding import Progress, Rows, frozen_rows, silent
+from common.errors import InputError
+from common.randomness import experiment_generator
+from common.sampling import check_sample_rate
+from simulations.people import generate
+from simulations.shifts import Shift, apply_shift
+from simulations.splitting import PersonSplit, split_persons
+
+SYNTHETIC_PERSONS = 600
+SYNTHETIC_IMAGES = 5
+TEST_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The options of `veilface simulate`; enough to repeat it anywhere.
+
+    Attributes:
+        data: a folder of one folder a person, or None for the embedded synthetic people.
+        epsilon: budget of each site; None trains without privacy.
+        seeded_noise: noise from `seed`, for tests of the machinery; never private.
+    """
+
+    data: Path | None
+    shift: Shift
+    sites: int
+    persons: int | None
+    rounds: int
+    local_steps: int
+    epsilon: float | None
+    delta: float
+    sample_rate: float
+    trust: Literal["local"]
+    train_set: TrainSet
+    loss: str
+    backbone: str
+    weights: Path | None
+    aggregator: str
+    engine: Literal["inprocess", "ray"]
+    seed: int
+    seeded_noise: bool
+    aligned: bool
+    cache: Path | None
+
+    def check(self) -> None:
+        """Raise InputError on options that cannot work, before any file is made or read."""
+        if self.epsilon is not None and not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise InputError(f"--epsilon must be positive and finite, not {self.epsilon}")
+        if not 0.0 < self.delta < 1.0:
+            raise InputError(f"--delta must lie strictly between 0 and 1, not {self.delta}")
+        check_sample_rate(self.sample_rate)
+        if self.backbone not in BACKBONES:
+            raise InputError(
+                f"unknown backbone {self.backbone!r}", hint=f"one of {', '.join(BACKBONES)}"
+            )
+        if self.persons is not None and self.sites > self.persons:
+            raise InputError(
+                f"{self.sites} sites but only {self.persons} private persons", hint="lower --sites"
+            )
+        for path in (self.data, self.weights):
+            if path is not None and not path.exists():
+                raise InputError(f"{path} does not exist")
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Chips of some subjects: uint8 [N, S, S, 3], rows sorted by subject index [N]."""
+
+    chips: Tensor
+    subjects: tuple[str, ...]
+    index: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that both sides of a simulated federation are built from.
+
+    `sites` is one group of private faces a site; `bank` and `test` are public to the experiment.
+    """
+
+    backbone: Backbone
+    split: PersonSplit
+    sites: tuple[Faces, ...]
+    bank: Faces
+    test: Faces
+    skipped: tuple[Skipped, ...]
+
+
+@lru_cache(maxsize=1)
+def gather(experiment: Experiment, progress: Progress = silent) -> Material:
+    """Load or render the faces of an experiment, split by person; kept for the next caller."""
+    backbone = create(experiment.backbone, weights=experiment.weights, seed=experiment.seed)
+    if experiment.data is None:
+        return _synthetic(experiment, backbone)
+    return _from_folder(experiment, experiment.data, backbone, progress)
+
+
+def _synthetic(experiment: Experiment, backbone: Backbone) -> Material:
+    wanted = SYNTHETIC_PERSONS if experiment.persons is None else 2 * experiment.persons
+    people = generate(wanted, SYNTHETIC_IMAGES, experiment.seed, backbone.chip)
+    names = [f"synthetic-{i:05d}" for i in range(wanted)]
+    parts = split_persons(
+        dict.fromkeys(names, SYNTHETIC_IMAGES),
+        sites=experiment.sites,
+        persons=experiment.persons,
+        seed=experiment.seed,
+    )
+    digests = np.stack([np.frombuffer(bytes.fromhex(d), np.uint8) for d in people.digests])
+    chips = apply_shift(people.chips, digests, experiment.shift, spec=backbone.chip)
+    rows: dict[str, list[int]] = {name: [] for name in names}
+    for row, subject in enumerate(people.subjects.tolist()):
+        rows[names[subject]].append(row)
+    return _assemble(backbone, parts, chips, rows, ())
+
+
+def _from_folder(
+    experiment: Experiment, root: Path, backbone: Backbone, progress: Progress
+) -> Material:
+    by_name = {folder.name: folder for folder in list_subjects(root, at_least=2)}
+    counts = {name: len(folder.images) for name, folder in by_name.items() if folder.images}
+    parts = split_persons(
+        counts, sites=experiment.sites, persons=experiment.persons, seed=experiment.seed
+    )
+    used = [by_name[name] for name in (*parts.private, *parts.bank)]
+    used += [_some(by_name[name], experiment.seed) for name in parts.test]
+    with ChipCache.open(experiment.cache) as cache:
+        loaded = load_chips(
+            images_of(used),
+            spec=backbone.chip,
+            detector=DlibDetector(),
+            cache=cache,
+            aligned=experiment.aligned,
+            progress=progress,
+        )
+    chips = apply_shift(loaded.chips, loaded.digests, experiment.shift, spec=backbone.chip)
+    owner = {path: folder.name for folder in used for path in folder.images}
+    rows: dict[str, list[int]] = {}
+    for row, path in enumerate(loaded.paths):
+        rows.setdefault(owner[path], []).append(row)
+    kept = _usable(parts, rows)
+    ignored = tuple(entry for folder in by_name.values() for entry in folder.skipped)
+    return _assemble(backbone, kept, chips, rows, (*ignored, *loaded.skipped))
+
+
+def _some(folder: SubjectFolder, seed: int) -> SubjectFolder:
+    """At most four images of a test person: else a few much photographed persons decide alone."""
+    if len(folder.images) <= TEST_IMAGES:
+        return folder
+    rng = experiment_generator(seed, "test images", folder.name)
+    chosen = sorted(rng.permutation(len(folder.images))[:TEST_IMAGES].tolist())
+    return SubjectFolder(folder.name, tuple(folder.images[i] for i in chosen), ())
+
+
+def _usable(parts: PersonSplit, rows: Mapping[str, Sequence[int]]) -> PersonSplit:
+    """Drop persons whose images could not be used; too few left is an error."""
+
+    def with_images(names: Sequence[str], least: int) -> tuple[str, ...]:
+        return tuple(name for name in names if len(rows.get(name, ())) >= least)
+
+    sites = tuple(with_images(site, 1) for site in parts.sites)
+    kept = PersonSplit(sites, with_images(parts.bank, 1), with_images(parts.test, 2))
+    if len(kept.bank) < 2 or len(kept.test) < 2 or not any(kept.sites):
+        raise InputError(
+            "too few persons have an image with a face",
+            hint="at least 2 for the public bank, 2 with two images to test, 1 private",
+        )
+    return kept
+
+
+def _assemble(
+    backbone: Backbone,
+    parts: PersonSplit,
+    chips: NDArray[np.uint8],
+    rows: Mapping[str, Sequence[int]],
+    skipped: tuple[Skipped, ...],
+) -> Material:
+    def faces(names: Sequence[str]) -> Faces:
+        order = [row for name in names for row in rows[name]]
+        index = [number for number, name in enumerate(names) for _ in rows[name]]
+        return Faces(
+            torch.from_numpy(chips[order]), tuple(names), np.asarray(index, dtype=np.int64)
+        )
+
+    sites = tuple(faces(site) for site in parts.sites)
+    return Material(backbone, parts, sites, faces(parts.bank), faces(parts.test), skipped)
+
+
+def rows_of(material: Material, train_set: TrainSet) -> Rows:
+    """Cut the backbone for a trainable set; the adapter's statistics come from the public bank."""
+    backbone = material.backbone
+    frozen = frozen_part(backbone, train_set)
+    features = None
+    if train_set == "adapter":
+        features = frozen_rows(backbone, frozen, material.bank.chips)
+    return Rows(backbone, split(backbone, train_set, features), train_set)

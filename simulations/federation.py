@@ -1,0 +1,277 @@
+"""N sites in one process (or under Ray) through the real ClientApp and ServerApp."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import PARTITION_ID_KEY
+from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.app import OpenSite, make_app
+from client.persons import PrivatePersons, person_code
+from client.preparation import PublicPart
+from client.site import RoundKey, SecretRoundKey, Site
+from common.backbones.weights import model_id
+from common.contract import Contract
+from common.embedding import Rows, embed
+from common.errors import InputError, Refused
+from common.losses import LossConfig
+from common.parameters import assign, flatten, layout_of
+from common.plan import PrivacyPlan, calibrate
+from common.randomness import derive_key, experiment_generator, experiment_key
+from common.recipe import Recipe, recommended
+from server.checkpoint import Checkpoint
+from server.optimizer import OptimizerConfig
+from server.rounds import Federation, Observer, run_rounds
+from simulations.experiment import Experiment, Material, gather, rows_of
+from simulations.inprocess import run_in_process
+
+CODEBOOK_SIZE = 1024
+
+
+class SeededRoundKey:
+    """The key of a round from the experiment's seed: repeatable, and so never private."""
+
+    private = False
+
+    def __init__(self, seed: int, site: int) -> None:
+        self._key = derive_key(experiment_key(seed), "site", str(site))
+
+    def __call__(self, contract: Contract, round_: int) -> bytes:
+        return derive_key(self._key, "round", str(round_))
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """An experiment made ready: what the server holds, and how to build each site."""
+
+    experiment: Experiment
+    material: Material
+    rows: Rows
+    federation: Federation
+    recipe: Recipe
+    directory: Path
+
+
+def codebook(seed: int, dimension: int) -> Tensor:
+    """Return the public codebook, unit rows [1024, D], from the experiment's public seed."""
+    rng = experiment_generator(seed, "codebook")
+    codes = torch.from_numpy(rng.normal(size=(CODEBOOK_SIZE, dimension))).float()
+    return torch.nn.functional.normalize(codes, dim=1)
+
+
+def frozen_id(rows: Rows) -> str:
+    """Return the digest of the frozen part, which every site must share."""
+    return model_id(dict(rows.split.frozen.state_dict()))
+
+
+def build(experiment: Experiment, run_id: str, directory: Path, material: Material) -> Simulation:
+    """Return the simulation of an experiment: model, contract and public bank."""
+    recipe = recommended(experiment.train_set)
+    rows = rows_of(material, experiment.train_set)
+    trainable = rows.split.trainable
+    persons = len(material.split.private)
+    privacy = calibrate(
+        epsilon=experiment.epsilon,
+        delta=experiment.delta,
+        rounds=experiment.rounds,
+        local_steps=experiment.local_steps,
+        max_grad_norm=recipe.max_grad_norm,
+        sample_rate=experiment.sample_rate,
+        public_denominator=_denominator(persons, experiment),
+    )
+    contract = Contract(
+        run_id=run_id,
+        backbone=experiment.backbone,
+        train_set=experiment.train_set,
+        frozen_id=frozen_id(rows),
+        images_per_person=recipe.images_per_person,
+        public_negatives=recipe.public_negatives,
+        rounds=experiment.rounds,
+        local_steps=experiment.local_steps,
+        local_learning_rate=1.0 if experiment.local_steps == 1 else recipe.learning_rate,
+        local_momentum=0.0,
+        privacy=privacy,
+        loss=LossConfig(experiment.loss, recipe.temperature, recipe.margin),
+    )
+    inputs = (
+        codebook(experiment.seed, material.backbone.dim)
+        if experiment.loss == "codebook"
+        else rows.of(material.bank.chips)
+    )
+    federation = Federation(
+        contract=contract,
+        layout=layout_of(trainable),
+        state=dict(trainable.state_dict()),
+        public_inputs=inputs,
+        initial=flatten(trainable).numpy(),
+        optimizer=OptimizerConfig(
+            "sgd",
+            recipe.learning_rate if experiment.local_steps == 1 else 1.0,
+            momentum=recipe.momentum,
+            average_from=recipe.average_from,
+        ),
+        aggregator=experiment.aggregator,
+        minimum_sites=1,
+        timeout=None,
+        weights={},
+    )
+    return Simulation(experiment, material, rows, federation, recipe, directory)
+
+
+def _denominator(persons: int, experiment: Experiment) -> float:
+    """The declared number of persons a site, times the Poisson rate: public in an experiment."""
+    return max(1.0, persons / experiment.sites * experiment.sample_rate)
+
+
+class SimulatedSites:
+    """Opens a simulated site from a node's partition id; everything heavy is kept in memory.
+
+    It can be pickled to another process (Ray), where the faces are gathered again from the cache.
+    """
+
+    def __init__(self, experiment: Experiment, directory: Path) -> None:
+        self._experiment = experiment
+        self._directory = directory
+        self._rows: Rows | None = None
+        self._persons: dict[int, PrivatePersons] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_experiment": self._experiment, "_directory": self._directory}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _rows=None, _persons={})
+
+    def share(self, rows: Rows) -> None:
+        """Use rows that were built in this process."""
+        self._rows = rows
+
+    def __call__(self, context: Context) -> OpenSite:
+        index = int(context.node_config[PARTITION_ID_KEY])
+        experiment = self._experiment
+        plan = PrivacyPlan(
+            epsilon=experiment.epsilon or 1.0,
+            delta=experiment.delta,
+            allow_not_private=experiment.epsilon is None or experiment.seeded_noise,
+        )
+        key: RoundKey = (
+            SeededRoundKey(experiment.seed, index) if experiment.seeded_noise else SecretRoundKey()
+        )
+        return OpenSite(
+            site=Site.open(site_directory(self._directory, index), plan, key),
+            public_directory=self._directory / "public",
+            model=self._model,
+            persons=lambda part: self._of(index, part),
+        )
+
+    def _ready(self) -> Rows:
+        if self._rows is None:
+            self._rows = rows_of(gather(self._experiment), self._experiment.train_set)
+        return self._rows
+
+    def _model(self, part: PublicPart) -> nn.Module:
+        rows = self._ready()
+        if frozen_id(rows) != part.contract.frozen_id:
+            raise Refused("the frozen part of the model differs from the agreed one")
+        rows.split.trainable.load_state_dict(dict(part.state))
+        return rows.split.trainable
+
+    def _of(self, index: int, part: PublicPart) -> PrivatePersons:
+        if index not in self._persons:
+            rows = self._ready()
+            faces = gather(self._experiment).sites[index]
+            key = derive_key(experiment_key(self._experiment.seed), "codes")
+            self._persons[index] = PrivatePersons.group(
+                rows.of(faces.chips),
+                faces.index.tolist(),
+                [person_code(name, key, CODEBOOK_SIZE) for name in faces.subjects],
+                rows.prepare,
+            )
+        return self._persons[index]
+
+
+def site_directory(run: Path, index: int) -> Path:
+    """Return where simulated site `index` keeps its state."""
+    return run / "sites" / f"site-{index:03d}"
+
+
+def evaluator(simulation: Simulation) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return a function from parameters [d] to embeddings of the test faces [N, D]."""
+    rows = simulation.rows
+    test_rows = rows.of(simulation.material.test.chips)
+
+    def embeddings(parameters: NDArray[np.float32]) -> NDArray[np.float32]:
+        assign(rows.split.trainable, torch.from_numpy(parameters))
+        result: NDArray[np.float32] = rows.embed(test_rows).numpy()
+        return result
+
+    return embeddings
+
+
+def public_embeddings(simulation: Simulation) -> NDArray[np.float32]:
+    """Return the test faces' embeddings under the public model as anyone would use it [N, D]."""
+    backbone = simulation.material.backbone
+    chips = simulation.material.test.chips
+    result: NDArray[np.float32] = embed(backbone, chips, backbone.preprocess, batch=64).numpy()
+    return result
+
+
+def run(
+    simulation: Simulation,
+    checkpoint: Path,
+    evaluate: Callable[[int, NDArray[np.float32]], dict[str, float]],
+    observer: Observer,
+    on_reply: Callable[[Message], None] = lambda reply: None,
+) -> Checkpoint:
+    """Run the federation on the experiment's engine and return the last checkpoint."""
+    experiment = simulation.experiment
+    sites = SimulatedSites(experiment, simulation.directory)
+    result: list[Checkpoint] = []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        result.append(run_rounds(grid, simulation.federation, checkpoint, evaluate, observer))
+
+    client: ClientApp = make_app(sites)
+    if experiment.engine == "inprocess":
+        sites.share(simulation.rows)
+        run_in_process(server, client, experiment.sites, on_reply)
+    else:
+        run_ray(server, client, experiment.sites)
+    return result[0]
+
+
+def run_ray(server: ServerApp, client: ClientApp, sites: int) -> None:
+    """Flower's own simulation engine, told to contact nobody."""
+    os.environ.update(
+        {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+    )
+    try:
+        from flwr.simulation import run_simulation  # Ray is an optional extra
+    except ImportError as error:
+        raise InputError(
+            "--engine ray needs Ray", hint="pip install 'veilface[sim]', or use inprocess"
+        ) from error
+    run_simulation(
+        server,
+        client,
+        num_supernodes=sites,
+        backend_config={
+            "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0},
+            "init_args": {"include_dashboard": False},
+        },
+    )
