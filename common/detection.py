@@ -64,7 +64,7 @@ class DlibDetector:
             sees faces from 80 pixels) and the score from which on something is a face.
         max_side: larger images are shrunk to this many pixels on the longer side first.
 
-    The default tries miss 12 of the 13,233 LFW images, where the first alone misses 59; in 331
+    The default tries miss 8 of the 13,233 LFW images, where the first alone misses 59; in 331
     LFW images they put no box (at the original size) or one (doubled) where there is no face.
     """
 
