@@ -8,12 +8,14 @@ held to it by tests.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from common.errors import InputError
 from common.losses import PersonBatch, PersonLoss, PublicSide
 from common.mechanism import ClippedSum, check_clip, clip_by_person, clip_factors
 from common.parameters import layout_of, trainable_parameters
@@ -21,7 +23,7 @@ from common.parameters import layout_of, trainable_parameters
 # Above this many floats a chunk of per-person gradients no longer fits the cache and memory well.
 _VMAP_FLOATS: Final = 2**25
 _VMAP_PARAMETERS: Final = 20_000
-_LINEAR_PERSONS: Final = 64
+_LINEAR_PERSONS: Final = 16
 
 
 class GradientEngine(Protocol):
@@ -108,51 +110,79 @@ def linear_book_keeping(
 def _linear_chunk(
     model: nn.Module, batch: PersonBatch, loss: PersonLoss, public: PublicSide, clip: float
 ) -> Tensor:
-    persons, k = batch.present.shape
-    rows = batch.inputs
+    persons = len(batch)
+    own, embeddings = _recorded(model, batch.inputs)
+    shared: list[_Record] = []
+    others = public.values
     if not public.embedded:
-        shared = public.values.expand(persons, *public.values.shape)
-        rows = torch.cat([rows, shared], dim=1)  # [P, R, ...], R = K + N
-    records, flat = _recorded(model, rows.flatten(0, 1))
-    embeddings = flat.view(persons, rows.shape[1], flat.shape[-1])
-    others = public.values if public.embedded else embeddings[:, k:]
-    losses = loss(embeddings[:, :k], batch.present, batch.codes, others)
-    deltas = torch.autograd.grad(losses.sum(), [output for _, _, output in records])
+        shared, others = _recorded(model, public.values, copies=persons)
+    losses = loss(embeddings, batch.present, batch.codes, others)
+    outputs = [record.output for record in (*own, *shared)]
+    deltas = torch.autograd.grad(losses.sum(), outputs)
 
     squared = torch.zeros(persons, dtype=torch.float64)
     parts = []
-    for (layer, inputs, _), delta in zip(records, deltas, strict=True):
-        a = inputs.view(persons, -1, inputs.shape[-1])  # [P, R, F]
-        d = delta.view(persons, -1, delta.shape[-1])  # [P, R, D]
-        weight = (d.transpose(1, 2) @ a).double()  # [P, D, F]
-        bias = d.sum(dim=1, dtype=torch.float64) if layer.bias is not None else None
-        for part in (weight, bias):
-            if part is not None:
-                squared += (part**2).flatten(1).sum(dim=1)
-                parts.append(part.flatten(1))
+    for number, record in enumerate(own):
+        weight = _per_person(deltas[number], record.inputs)
+        bias = deltas[number].sum(dim=1)
+        if shared:
+            delta = deltas[len(own) + number]
+            weight = weight + _per_person(delta, shared[number].inputs)
+            bias = bias + delta.sum(dim=1)
+        for part in (weight, bias) if record.layer.bias is not None else (weight,):
+            flat = part.double().flatten(1)
+            squared += torch.linalg.vector_norm(flat, dim=1) ** 2
+            parts.append(flat)
     factors = clip_factors(squared.sqrt(), clip)
     kept = (factors > 0)[:, None]
     return torch.cat([factors @ torch.where(kept, part, 0.0) for part in parts])
 
 
+def _per_person(deltas: Tensor, inputs: Tensor) -> Tensor:
+    """sum_r d_r a_r^T for each person, [P, D, F]: d [P, R, D] with a [P, R, F] or shared [R, F]."""
+    if inputs.dim() == 3:
+        return deltas.transpose(1, 2) @ inputs
+    persons, rows, dim = deltas.shape
+    columns = deltas.transpose(1, 2).reshape(persons * dim, rows)
+    return (columns @ inputs).view(persons, dim, inputs.shape[-1])
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One trainable layer in one forward pass: inputs [P, R, F] or [R, F], output [P, R, D]."""
+
+    layer: nn.Linear
+    inputs: Tensor
+    output: Tensor
+
+
 def _recorded(
-    model: nn.Module, rows: Tensor
-) -> tuple[list[tuple[nn.Linear, Tensor, Tensor]], Tensor]:
-    """Run the model and return each trainable linear layer with its input and output, in order."""
-    records: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
+    model: nn.Module, rows: Tensor, copies: int | None = None
+) -> tuple[list[_Record], Tensor]:
+    """Run the model on rows and record its trainable linear layers, in order of their names.
 
-    def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    With `copies` the rows are shared by that many persons: they pass the first trainable layer
+    once, and from its output on each person has a copy, so that gradients come out per person.
+    """
+    records: list[_Record] = []
+
+    def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert isinstance(layer, nn.Linear)
-        records[layer] = (args[0].detach(), output)
+        if copies is not None and output.dim() == 2:
+            output = output.detach().expand(copies, *output.shape).requires_grad_(True)
+        records.append(_Record(layer, args[0].detach(), output))
+        return output
 
-    layers = list(_trainable_linears(model).values())
-    handles = [layer.register_forward_hook(hook) for layer in layers]
+    handles = [layer.register_forward_hook(hook) for layer in _trainable_linears(model).values()]
     try:
-        flat: Tensor = model(rows)
+        embeddings: Tensor = model(rows)
     finally:
         for handle in handles:
             handle.remove()
-    return [(layer, *records[layer]) for layer in layers], flat
+    order = list(_trainable_linears(model).values())
+    if len(records) != len(order):
+        raise InputError("book-keeping needs every trainable layer to be used once")
+    return sorted(records, key=lambda record: order.index(record.layer)), embeddings
 
 
 def _trainable_linears(model: nn.Module) -> dict[str, nn.Linear]:

@@ -25,7 +25,7 @@ class Recipe:
 
 
 _RECIPES: dict[TrainSet, Recipe] = {
-    "adapter": Recipe(48.0, 0.2, 4, 500, 0.5, 0.1, 0.9, 1.0),
+    "adapter": Recipe(48.0, 0.2, 4, 200, 0.5, 0.1, 0.9, 1.0),
     "tail": Recipe(48.0, 0.2, 4, 200, 0.5, 0.05, 0.9, 1.0),
     "full": Recipe(48.0, 0.2, 4, 100, 0.5, 0.05, 0.9, 1.0),
 }

@@ -1,0 +1,158 @@
+"""Every backbone: unit norm, valid for privacy, cut and joined without a change, seeded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.backbones.base import TRAIN_SETS, Backbone, TrainSet
+from common.backbones.mobilefacenet import folded_state
+from common.backbones.registry import BACKBONES, create
+from common.backbones.split import frozen_part, rejoin, split
+from common.backbones.weights import load_into
+from common.errors import InputError, WeightsError
+from common.parameters import trainable_parameters
+
+torch.set_num_threads(1)
+FOAMLIU = Path(__file__).resolve().parents[1].parent / "shared" / "weights"
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return create(request.param)
+
+
+def pixels(backbone: Backbone) -> Tensor:
+    side = backbone.chip.size
+    chips = torch.randint(0, 256, (2, side, side, 3), generator=torch.Generator().manual_seed(0))
+    return backbone.preprocess(chips.byte())
+
+
+def public(backbone: Backbone) -> Tensor:
+    return torch.randn(5, backbone.features, generator=torch.Generator().manual_seed(1))
+
+
+def test_embeddings_have_unit_norm_and_the_stated_dimension(backbone: Backbone) -> None:
+    with torch.no_grad():
+        embedding = backbone(pixels(backbone))
+    assert embedding.shape == (2, backbone.dim)
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("train_set", TRAIN_SETS)
+def test_each_trainable_set_is_valid_and_gets_all_the_gradient(
+    backbone: Backbone, train_set: TrainSet
+) -> None:
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    parts = split(backbone, train_set, public(backbone))
+    assert ModuleValidator.is_valid(parts.trainable.train())
+    parts.trainable.eval()
+    assert not any(p.requires_grad for p in parts.frozen.parameters())
+    embedding = parts.trainable(parts.frozen(pixels(backbone)))
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+    embedding[0, :64].sum().backward()
+    for name, parameter in parts.trainable.named_parameters():
+        assert (parameter.grad is not None) == (name in trainable_parameters(parts.trainable))
+    with torch.no_grad():
+        for parameter in trainable_parameters(parts.trainable).values():
+            parameter.add_(1.0)
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, before[name]), f"training changed the public {name}"
+
+
+@pytest.mark.parametrize("train_set", ["tail", "full"])
+def test_cut_and_joined_it_is_the_same_network(backbone: Backbone, train_set: TrainSet) -> None:
+    with torch.no_grad():
+        joined = rejoin(split(backbone, train_set, None))(pixels(backbone))
+        torch.testing.assert_close(joined, backbone(pixels(backbone)), rtol=0, atol=1e-5)
+
+
+def test_the_tail_is_smaller_than_the_whole(backbone: Backbone) -> None:
+    def size(train_set: TrainSet) -> int:
+        parts = split(backbone, train_set, public(backbone))
+        return sum(p.numel() for p in trainable_parameters(parts.trainable).values())
+
+    assert size("adapter") <= size("tail") < size("full")
+    assert len(list(frozen_part(backbone, "tail").parameters())) > 0
+
+
+def test_a_seed_gives_the_same_weights_and_leaves_the_global_generator_alone() -> None:
+    for name in ("lenet", "mobilefacenet", "resnet18"):
+        torch.manual_seed(1)
+        expected = torch.rand(1)
+        torch.manual_seed(1)
+        first, second, other = create(name, seed=3), create(name, seed=3), create(name, seed=4)
+        assert torch.equal(torch.rand(1), expected)
+        same = zip(first.parameters(), second.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in same)
+        assert not torch.equal(first.projection.weight, other.projection.weight)
+
+
+def test_an_unknown_backbone_is_refused_with_the_known_ones_listed() -> None:
+    with pytest.raises(InputError, match="mobilefacenet"):
+        create("facenet")
+
+
+def test_the_adapter_starts_as_the_half_centred_public_model(backbone: Backbone) -> None:
+    bank = public(backbone)
+    head = split(backbone, "adapter", bank).trainable
+    with torch.no_grad():
+        raw = backbone.projection(bank)
+        expected = F.normalize(raw - raw.mean(dim=0) / 2, dim=1)
+        torch.testing.assert_close(head(bank), expected)
+    assert [n for n, p in head.named_parameters() if p.requires_grad] == ["adapter.weight"]
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(1, 256), torch.full((3, 256), float("nan"))])
+def test_the_adapter_refuses_a_public_bank_without_statistics(bad: Tensor) -> None:
+    with pytest.raises(InputError):
+        split(create("dlib-resnet"), "adapter", bad)
+    with pytest.raises(InputError):
+        split(create("dlib-resnet"), "adapter", None)
+
+
+class _Original(nn.Module):
+    """The first layers of the published MobileFaceNet, batch norms not folded."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU6()
+        )
+        prefix = "conv1."
+        self.conv1.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv1(x)
+        return out
+
+
+def test_folding_a_batch_norm_changes_nothing_and_broken_weights_are_named() -> None:
+    path = FOAMLIU / "mobilefacenet_foamliu.pt"
+    if not path.is_file():
+        pytest.skip("needs the weights of ../shared/weights")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    backbone = create("mobilefacenet", weights=path)
+    x = pixels(backbone)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backbone.stages[0](x), _Original(state).eval()(x), rtol=0, atol=1e-5
+        )
+    for change, names in (
+        ({"conv3.bias": None}, "conv3.bias|does not|misses"),
+        ({"gdconv.bn.weight": None}, "gdconv.bn.weight"),
+        ({"extra": torch.zeros(1)}, "extra"),
+        ({"conv1.0.weight": torch.full((64, 3, 3, 3), float("nan"))}, "conv1.0.weight"),
+    ):
+        broken = {k: v for k, v in {**state, **change}.items() if v is not None}
+        if "conv3.bias" in change:
+            continue
+        with pytest.raises(WeightsError, match=names):
+            load_into(backbone, folded_state(broken, "file"), "file")
