@@ -15,7 +15,7 @@ from typing import Literal
 import dlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.detection import Detector, Point, choose_face, dlib_landmarks
 from common.errors import ImageError, NoFaceError
@@ -93,8 +93,9 @@ def decode_image(data: bytes, *, name: str, limits: DecodeLimits | None = None) 
     except ImageError:
         raise
     except Exception as error:  # decoders fed hostile bytes raise whatever they like
+        detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise ImageError(
-            f"{name}: not a readable JPEG, PNG, PGM or WebP image ({error})",
+            f"{name}: not a readable JPEG, PNG, PGM or WebP image{detail}",
             hint="replace or remove the file",
         ) from error
 
