@@ -7,6 +7,8 @@
 
 The directory and its one SQLite file are readable by their owner alone. Chips are faces: every
 byte of them passes `Sealer.seal` on its way to the disk and `Sealer.unseal` on its way back.
+They are kept as they are, since decoding costs more than reading: 68 kB for 150 x 150 pixels.
+Nothing is lost but time when the directory is deleted.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def _looked_up(
     paths: Sequence[Path], cutter: Cutter, cache: ChipCache | None, workers: int | None
 ) -> Iterator[tuple[int, Cut]]:
     """Yield (position in `paths`, outcome) of each: first what the cache has, then the others."""
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or _cores()
     if cache is None or cutter.finder is None:
         yield from enumerate(cut_all(cutter, paths, workers))
         return
@@ -198,6 +198,13 @@ def _looked_up(
             cache.write(fresh)
             fresh.clear()
     cache.write(fresh)
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from common.errors import InputError
 from common.face import ChipSpec, DecodeLimits
 from simulations.people import generate
 
+LFW = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "lfw"
 SPEC = ChipSpec(150, "dlib")
 SMALL = ChipSpec(24, "dlib")
 
@@ -251,6 +252,20 @@ def test_processes_give_the_same_order_and_progress_as_one(tmp_path: Path) -> No
     assert one.chips[:, 0, 0, 0].tolist() == [n for n in range(count) if n != 7]
     assert seen[-1] == (count, count)
     assert seen == sorted(seen)
+
+
+@pytest.mark.skipif(not LFW.is_dir(), reason="needs shared/data/lfw")
+def test_real_faces_are_found_even_where_the_strict_detector_misses_them() -> None:
+    subjects = list_subjects(LFW)
+    assert len(images_of(subjects)) == 13_233
+    assert not load(images_of(subjects)[::400]).skipped
+    hard = tuple(
+        LFW / "images" / name / f"{name}_{number:04d}.jpg"
+        for name, number in (("Angela_Merkel", 3), ("Ariel_Sharon", 18), ("Jane_Fonda", 2))
+    )
+    strict = DlibDetector(tries=((0, 0.0),))
+    assert len(load_chips(hard, spec=SPEC, detector=strict)) == 0
+    assert load(hard).paths == hard
 
 
 def test_no_images_give_an_empty_set() -> None:
