@@ -18,6 +18,7 @@ class Recipe:
     margin: float
     images_per_person: int
     public_negatives: int
+    public_gradient: bool
     max_grad_norm: float
     learning_rate: float
     momentum: float
@@ -25,9 +26,9 @@ class Recipe:
 
 
 _RECIPES: dict[TrainSet, Recipe] = {
-    "adapter": Recipe(48.0, 0.2, 4, 200, 0.5, 0.1, 0.9, 1.0),
-    "tail": Recipe(48.0, 0.2, 4, 200, 0.5, 0.05, 0.9, 1.0),
-    "full": Recipe(48.0, 0.2, 4, 100, 0.5, 0.05, 0.9, 1.0),
+    "adapter": Recipe(48.0, 0.2, 4, 200, True, 0.5, 0.1, 0.9, 1.0),
+    "tail": Recipe(48.0, 0.2, 4, 200, False, 0.5, 0.05, 0.9, 1.0),
+    "full": Recipe(48.0, 0.2, 4, 100, False, 0.5, 0.05, 0.9, 1.0),
 }
 
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from common.backbones.base import Backbone, TrainSet
 from common.backbones.registry import BACKBONES, create
-from common.backbones.split import frozen_part, split
 from common.chip_cache import ChipCache
 from common.dataset import Skipped, SubjectFolder, images_of, list_subjects, load_chips
 from common.detection import DlibDetector
-from common.embedding import Progress, Rows, frozen_rows, silent
+from common.embedding import Progress, silent
 from common.errors import InputError
 from common.randomness import experiment_generator
 from common.sampling import check_sample_rate
@@ -205,13 +204,3 @@ def _assemble(
 
     sites = tuple(faces(site) for site in parts.sites)
     return Material(backbone, parts, sites, faces(parts.bank), faces(parts.test), skipped)
-
-
-def rows_of(material: Material, train_set: TrainSet) -> Rows:
-    """Cut the backbone for a trainable set; the adapter's statistics come from the public bank."""
-    backbone = material.backbone
-    frozen = frozen_part(backbone, train_set)
-    features = None
-    if train_set == "adapter":
-        features = frozen_rows(backbone, frozen, material.bank.chips)
-    return Rows(backbone, split(backbone, train_set, features), train_set)

@@ -14,28 +14,23 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import PARTITION_ID_KEY
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from client.app import OpenSite, make_app
 from client.persons import PrivatePersons, person_code
 from client.preparation import PublicPart
 from client.site import RoundKey, SecretRoundKey, Site
-from common.backbones.weights import model_id
 from common.contract import Contract
 from common.embedding import Rows, embed
 from common.errors import InputError, Refused
-from common.losses import LossConfig
-from common.parameters import assign, flatten, layout_of
-from common.plan import PrivacyPlan, calibrate
-from common.randomness import derive_key, experiment_generator, experiment_key
-from common.recipe import Recipe, recommended
+from common.parameters import assign
+from common.plan import PrivacyPlan
+from common.randomness import derive_key, experiment_key
 from server.checkpoint import Checkpoint
-from server.optimizer import OptimizerConfig
 from server.rounds import Federation, Observer, run_rounds
-from simulations.experiment import Experiment, Material, gather, rows_of
+from server.setup import CODEBOOK_SIZE, TrainingConfig, cut, frozen_id, prepare
+from simulations.experiment import Experiment, Material, gather
 from simulations.inprocess import run_in_process
-
-CODEBOOK_SIZE = 1024
 
 
 class SeededRoundKey:
@@ -58,79 +53,28 @@ class Simulation:
     material: Material
     rows: Rows
     federation: Federation
-    recipe: Recipe
     directory: Path
-
-
-def codebook(seed: int, dimension: int) -> Tensor:
-    """Return the public codebook, unit rows [1024, D], from the experiment's public seed."""
-    rng = experiment_generator(seed, "codebook")
-    codes = torch.from_numpy(rng.normal(size=(CODEBOOK_SIZE, dimension))).float()
-    return torch.nn.functional.normalize(codes, dim=1)
-
-
-def frozen_id(rows: Rows) -> str:
-    """Return the digest of the frozen part, which every site must share."""
-    return model_id(dict(rows.split.frozen.state_dict()))
 
 
 def build(experiment: Experiment, run_id: str, directory: Path, material: Material) -> Simulation:
     """Return the simulation of an experiment: model, contract and public bank."""
-    recipe = recommended(experiment.train_set)
-    rows = rows_of(material, experiment.train_set)
-    trainable = rows.split.trainable
-    persons = len(material.split.private)
-    privacy = calibrate(
+    rows = cut(material.backbone, experiment.train_set, material.bank.chips)
+    config = TrainingConfig(
+        train_set=experiment.train_set,
+        loss=experiment.loss,
+        rounds=experiment.rounds,
+        local_steps=experiment.local_steps,
         epsilon=experiment.epsilon,
         delta=experiment.delta,
-        rounds=experiment.rounds,
-        local_steps=experiment.local_steps,
-        max_grad_norm=recipe.max_grad_norm,
         sample_rate=experiment.sample_rate,
-        public_denominator=_denominator(persons, experiment),
-    )
-    contract = Contract(
-        run_id=run_id,
-        backbone=experiment.backbone,
-        train_set=experiment.train_set,
-        frozen_id=frozen_id(rows),
-        images_per_person=recipe.images_per_person,
-        public_negatives=recipe.public_negatives,
-        rounds=experiment.rounds,
-        local_steps=experiment.local_steps,
-        local_learning_rate=1.0 if experiment.local_steps == 1 else recipe.learning_rate,
-        local_momentum=0.0,
-        privacy=privacy,
-        loss=LossConfig(experiment.loss, recipe.temperature, recipe.margin),
-    )
-    inputs = (
-        codebook(experiment.seed, material.backbone.dim)
-        if experiment.loss == "codebook"
-        else rows.of(material.bank.chips)
-    )
-    federation = Federation(
-        contract=contract,
-        layout=layout_of(trainable),
-        state=dict(trainable.state_dict()),
-        public_inputs=inputs,
-        initial=flatten(trainable).numpy(),
-        optimizer=OptimizerConfig(
-            "sgd",
-            recipe.learning_rate if experiment.local_steps == 1 else 1.0,
-            momentum=recipe.momentum,
-            average_from=recipe.average_from,
-        ),
+        # What the experimenter declares is public: how many persons were asked for.
+        persons_per_site=(experiment.persons or len(material.split.private)) / experiment.sites,
         aggregator=experiment.aggregator,
+        seed=experiment.seed,
         minimum_sites=1,
-        timeout=None,
-        weights={},
     )
-    return Simulation(experiment, material, rows, federation, recipe, directory)
-
-
-def _denominator(persons: int, experiment: Experiment) -> float:
-    """The declared number of persons a site, times the Poisson rate: public in an experiment."""
-    return max(1.0, persons / experiment.sites * experiment.sample_rate)
+    federation = prepare(config, run_id, rows, material.bank.chips)
+    return Simulation(experiment, material, rows, federation, directory)
 
 
 class SimulatedSites:
@@ -159,7 +103,7 @@ class SimulatedSites:
         index = int(context.node_config[PARTITION_ID_KEY])
         experiment = self._experiment
         plan = PrivacyPlan(
-            epsilon=experiment.epsilon or 1.0,
+            epsilon=experiment.epsilon or 0.0,
             delta=experiment.delta,
             allow_not_private=experiment.epsilon is None or experiment.seeded_noise,
         )
@@ -175,7 +119,8 @@ class SimulatedSites:
 
     def _ready(self) -> Rows:
         if self._rows is None:
-            self._rows = rows_of(gather(self._experiment), self._experiment.train_set)
+            material = gather(self._experiment)
+            self._rows = cut(material.backbone, self._experiment.train_set, material.bank.chips)
         return self._rows
 
     def _model(self, part: PublicPart) -> nn.Module:

@@ -1,0 +1,119 @@
+"""From settings and a public bank to a federation that is ready for its first round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from common.backbones.base import Backbone, TrainSet
+from common.backbones.split import frozen_part, split
+from common.backbones.weights import model_id
+from common.contract import Contract
+from common.embedding import Progress, Rows, frozen_rows, silent
+from common.losses import LossConfig
+from common.parameters import flatten, layout_of
+from common.plan import calibrate
+from common.randomness import experiment_generator
+from common.recipe import recommended
+from server.optimizer import OptimizerConfig
+from server.rounds import Federation
+
+CODEBOOK_SIZE: Final = 1024
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What whoever starts a run decides; all of it is public.
+
+    Attributes:
+        epsilon: each site's budget for the run; None trains without privacy (simulations only).
+        persons_per_site: the declared number of persons, the public denominator of a full batch.
+        seed: of the public codebook.
+        minimum_sites, timeout: how few answers a round may have, and seconds to wait for them.
+    """
+
+    train_set: TrainSet
+    loss: str
+    rounds: int
+    local_steps: int
+    epsilon: float | None
+    delta: float
+    sample_rate: float
+    persons_per_site: float
+    aggregator: str
+    seed: int
+    minimum_sites: int
+    timeout: float | None = None
+
+
+def cut(backbone: Backbone, train_set: TrainSet, bank: Tensor, progress: Progress = silent) -> Rows:
+    """Cut the backbone for training; the adapter's statistics come from the public bank's chips."""
+    features = None
+    if train_set == "adapter":
+        features = frozen_rows(backbone, frozen_part(backbone, train_set), bank, progress)
+    return Rows(backbone, split(backbone, train_set, features), train_set)
+
+
+def frozen_id(rows: Rows) -> str:
+    """Return the digest of the frozen part, which every site must share."""
+    return model_id(dict(rows.split.frozen.state_dict()))
+
+
+def codebook(seed: int, dimension: int) -> Tensor:
+    """Return the public codebook: unit rows [1024, D] from a public seed."""
+    rng = experiment_generator(seed, "codebook")
+    codes = torch.from_numpy(rng.normal(size=(CODEBOOK_SIZE, dimension))).float()
+    return torch.nn.functional.normalize(codes, dim=1)
+
+
+def prepare(config: TrainingConfig, run_id: str, rows: Rows, bank: Tensor) -> Federation:
+    """Return the federation: contract, model, public bank and server optimiser.
+
+    With one local step a site's delta is its noised mean gradient and the server's optimiser takes
+    the step; with more, the site takes the steps and the server averages (McMahan et al. 2017).
+    """
+    recipe, trainable = recommended(config.train_set), rows.split.trainable
+    one_step = config.local_steps == 1
+    contract = Contract(
+        run_id=run_id,
+        backbone=rows.backbone.name,
+        train_set=config.train_set,
+        frozen_id=frozen_id(rows),
+        images_per_person=recipe.images_per_person,
+        public_negatives=recipe.public_negatives,
+        rounds=config.rounds,
+        local_steps=config.local_steps,
+        local_learning_rate=1.0 if one_step else recipe.learning_rate,
+        local_momentum=0.0 if one_step else recipe.momentum,
+        privacy=calibrate(
+            epsilon=config.epsilon,
+            delta=config.delta,
+            rounds=config.rounds,
+            local_steps=config.local_steps,
+            max_grad_norm=recipe.max_grad_norm,
+            sample_rate=config.sample_rate,
+            public_denominator=max(1.0, config.persons_per_site * config.sample_rate),
+        ),
+        loss=LossConfig(config.loss, recipe.temperature, recipe.margin, recipe.public_gradient),
+    )
+    by_code = config.loss == "codebook"
+    return Federation(
+        contract=contract,
+        layout=layout_of(trainable),
+        state=dict(trainable.state_dict()),
+        public_inputs=codebook(config.seed, rows.backbone.dim) if by_code else rows.of(bank),
+        initial=flatten(trainable).numpy(),
+        optimizer=OptimizerConfig(
+            "sgd",
+            recipe.learning_rate if one_step else 1.0,
+            momentum=recipe.momentum if one_step else 0.0,
+            average_from=recipe.average_from,
+        ),
+        aggregator=config.aggregator,
+        minimum_sites=config.minimum_sites,
+        timeout=config.timeout,
+        weights={},
+    )

@@ -1,0 +1,60 @@
+"""What several test files share: a small folder of synthetic persons and quick experiments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.update({"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"})
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.face import ChipSpec
+from simulations.experiment import Experiment
+from simulations.people import generate
+
+torch.set_num_threads(1)
+
+PERSONS, IMAGES = 24, 3
+
+
+@pytest.fixture(scope="session")
+def people_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 synthetic persons with 3 aligned 112-pixel chips each, in folders with telling names."""
+    root = tmp_path_factory.mktemp("people")
+    people = generate(PERSONS, IMAGES, 5, ChipSpec(112, "arcface"))
+    for row, subject in enumerate(people.subjects.tolist()):
+        folder = root / f"CANARY_NAME_{subject:03d}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(np.asarray(people.chips[row])).save(folder / f"image{row}.png")
+    return root
+
+
+@pytest.fixture
+def experiment(people_folder: Path) -> Experiment:
+    """Three sites, an untrained small network, three rounds, epsilon 4: a second or two."""
+    return Experiment(
+        data=people_folder,
+        shift="none",
+        sites=3,
+        persons=12,
+        rounds=3,
+        local_steps=1,
+        epsilon=4.0,
+        delta=1e-4,
+        sample_rate=1.0,
+        trust="local",
+        train_set="adapter",
+        loss="public-negatives",
+        backbone="lenet",
+        weights=None,
+        aggregator="mean",
+        engine="inprocess",
+        seed=0,
+        seeded_noise=False,
+        aligned=True,
+        cache=None,
+    )

@@ -1,0 +1,293 @@
+"""A whole run in one process: what leaves a site, what stays after a kill, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from flwr.common.serde import message_to_proto
+from rich.console import Console
+
+from common.backbones.weights import load_model
+from common.errors import InputError, Refused
+from common.ledger import Commit, Reservation, verify
+from server.report.run_record import RunRecord
+from simulations.experiment import Experiment, gather
+from simulations.federation import build, site_directory
+from simulations.progress import LiveProgress
+from simulations.simulate import RunFolder, simulate
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    on_reply: Callable[[Message], None] = lambda reply: None,
+) -> RunRecord:
+    folder = RunFolder.start(out, experiment)
+    with LiveProgress(Console(stderr=True), quiet=True) as progress:
+        return simulate(experiment, folder, progress, on_reply)
+
+
+def records(out: Path, site: int) -> tuple[tuple[Reservation, ...], tuple[Commit, ...]]:
+    report = verify(site_directory(out, site))
+    assert report.ok, report.findings
+    return report.reservations, report.commits
+
+
+def test_a_run_spends_its_budget_and_no_more_in_every_ledger(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    record = run(experiment, tmp_path / "run")
+    assert record.privacy.private
+    for site in record.privacy.per_site:
+        assert site.epsilon is not None
+        assert 3.99 < site.epsilon <= 4.0
+    for index in range(experiment.sites):
+        reservations, commits = records(tmp_path / "run", index)
+        assert [r.round for r in reservations] == [1, 2, 3]
+        assert [c.reservation for c in commits] == [r.seq for r in reservations]
+        assert not list(site_directory(tmp_path / "run", index).glob("*.key"))
+    saved = load_model(tmp_path / "run" / "model.safetensors")
+    assert saved.model_id == record.model
+
+
+@pytest.mark.parametrize("loss", ["public-negatives", "triplet", "codebook"])
+@pytest.mark.parametrize("train_set", ["adapter", "tail", "full"])
+def test_every_loss_trains_every_part(
+    experiment: Experiment, tmp_path: Path, loss: str, train_set: str
+) -> None:
+    chosen = dataclasses.replace(experiment, loss=loss, train_set=train_set, rounds=1, sites=2)
+    simulation = build(chosen, "x", tmp_path / "unused", gather(chosen))
+    start = simulation.federation.initial
+    run(chosen, tmp_path / "run")
+    state = load_model(tmp_path / "run" / "model.safetensors").state
+    names = simulation.federation.layout.names
+    moved = torch.cat([state[name].reshape(-1) for name in names]).numpy() - start
+    assert np.abs(moved).max() > 0
+
+
+def test_poisson_sampling_and_local_steps_fit_the_budget(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    chosen = dataclasses.replace(experiment, sample_rate=0.5, local_steps=2)
+    record = run(chosen, tmp_path / "run")
+    for site in record.privacy.per_site:
+        assert site.epsilon is not None
+        assert site.epsilon <= 4.0
+        assert site.steps == 6
+
+
+WHITELIST = {"format", "run_id", "model_id", "round"}
+
+
+def test_only_the_whitelisted_update_leaves_a_site_and_no_canary_is_in_any_byte(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    wire: list[tuple[Message, bytes]] = []
+
+    def record(reply: Message) -> None:
+        wire.append((reply, message_to_proto(reply).SerializeToString()))
+
+    run(experiment, tmp_path / "run", record)
+    updates = [entry for entry in wire if entry[0].metadata.message_type == "train"]
+    assert len(updates) == experiment.sites * experiment.rounds
+
+    simulation = build(experiment, "x", tmp_path / "unused", gather(experiment))
+    layout = simulation.federation.layout
+    for reply, _ in updates:
+        assert set(reply.content) == {"header", "update"}
+        assert set(reply.content.config_records["header"]) == WHITELIST
+        arrays = reply.content.array_records["update"]
+        assert {n: tuple(a.shape) for n, a in arrays.items()} == dict(
+            zip(layout.names, layout.shapes, strict=True)
+        )
+    for reply, _ in wire:
+        if reply.metadata.message_type != "train":
+            assert set(reply.content) == {"header"}
+            assert set(reply.content.config_records["header"]) == {"format", "ready"}
+
+    sent = b"".join(raw for _, raw in wire)
+    assert canaries_in(sent, simulation.material, simulation.rows) == []
+    planted = sent + simulation.material.sites[0].chips[0].numpy().tobytes()
+    assert canaries_in(planted, simulation.material, simulation.rows) != []
+
+
+def canaries_in(sent: bytes, material: object, rows: object) -> list[str]:
+    """Names, image bytes, features, embeddings and exact counts of sites found in `sent`."""
+    from common.embedding import Rows
+    from simulations.experiment import Material
+
+    assert isinstance(material, Material)
+    assert isinstance(rows, Rows)
+    found = []
+    if b"CANARY" in sent or b"image" in sent:
+        found.append("name")
+    for index, site in enumerate(material.sites):
+        for chip in site.chips:
+            middle = chip[chip.shape[0] // 2].numpy().tobytes()
+            if middle in sent or chip.numpy().tobytes()[:64] in sent:
+                found.append(f"image of site {index}")
+        features = rows.of(site.chips)
+        for vector in (*features.numpy(), *rows.embed(features).numpy()):
+            if np.ascontiguousarray(vector[:8]).tobytes() in sent:
+                found.append(f"feature or embedding of site {index}")
+        for count in (len(site.subjects), len(site.chips)):
+            for name in (b"num-examples", b"num_examples", b"count"):
+                if name in sent or struct.pack("<d", float(count)) + name in sent:
+                    found.append(f"count of site {index}")
+    return found
+
+
+def test_the_same_seed_gives_the_same_model_bit_by_bit_when_noise_is_seeded(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    seeded = dataclasses.replace(experiment, seeded_noise=True)
+    first, second = run(seeded, tmp_path / "a"), run(seeded, tmp_path / "b")
+    assert first.model == second.model
+    assert not first.privacy.private
+    assert "seed" in first.privacy.not_private
+    reservations, _ = records(tmp_path / "a", 0)
+    assert not any(reservation.private for reservation in reservations)
+    assert run(experiment, tmp_path / "c").model != first.model
+
+
+def test_ray_gives_the_same_model_as_one_process(experiment: Experiment, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    seeded = dataclasses.replace(experiment, seeded_noise=True)
+    first = run(seeded, tmp_path / "a")
+    second = run(dataclasses.replace(seeded, engine="ray"), tmp_path / "b")
+    assert first.model == second.model
+
+
+def test_a_hundred_sites_work(experiment: Experiment, tmp_path: Path) -> None:
+    many = dataclasses.replace(
+        experiment, data=None, persons=100, sites=100, rounds=2, backbone="lenet", aligned=False
+    )
+    record = run(many, tmp_path / "run")
+    assert len(record.privacy.per_site) == 100
+
+
+def test_a_run_without_privacy_says_so_and_has_no_epsilon(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    record = run(dataclasses.replace(experiment, epsilon=None), tmp_path / "run")
+    assert not record.privacy.private
+    assert {a.epsilon for a in record.privacy.adversaries} == {None}
+    assert "no noise" in record.privacy.not_private
+
+
+def test_robust_aggregation_runs_end_to_end(experiment: Experiment, tmp_path: Path) -> None:
+    for rule in ("median", "trimmed-mean", "krum"):
+        run(dataclasses.replace(experiment, aggregator=rule, rounds=1), tmp_path / rule)
+
+
+def test_a_folder_that_holds_a_run_is_never_overwritten(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    run(experiment, tmp_path / "run")
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="--resume"):
+        RunFolder.start(tmp_path / "run", experiment)
+    with pytest.raises(InputError, match="rounds"):
+        RunFolder.resume(tmp_path / "run", dataclasses.replace(experiment, rounds=9))
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def arguments(experiment: Experiment, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "common.cli",
+        "simulate",
+        *("--data", str(experiment.data), "--aligned", "--backbone", "lenet", "--sites", "3"),
+        *("--persons", "12", "--rounds", "12", "--epsilon", "4", "--insecure-seeded-noise"),
+        *("--out", str(out), "--json", *more),
+    ]
+
+
+def test_a_run_killed_with_kill_9_goes_on_to_the_same_model_and_the_same_ledgers(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    whole = subprocess.run(
+        arguments(experiment, tmp_path / "whole"), capture_output=True, check=True
+    )
+    killed, kills = tmp_path / "killed", 0
+    process = subprocess.Popen(
+        arguments(experiment, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for wanted in (2, 5, 9):
+        while process.poll() is None and len(reserved(killed)) < 3 * wanted:
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+        process = subprocess.Popen(
+            arguments(experiment, killed, "--resume"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert kills >= 2
+    assert json.loads(output)["model"] == json.loads(whole.stdout)["model"]
+    for site in range(3):
+        assert records(killed, site) == records_of_other_run(tmp_path / "whole", killed, site)
+
+
+def reserved(out: Path) -> list[Path]:
+    """One entry for each reservation on disk, over all sites."""
+    lines = []
+    for ledger in out.glob("sites/*/ledger.jsonl"):
+        lines += [ledger] * ledger.read_bytes().count(b'"kind":"reserve"')
+    return lines
+
+
+def records_of_other_run(
+    whole: Path, killed: Path, site: int
+) -> tuple[tuple[Reservation, ...], tuple[Commit, ...]]:
+    """The unkilled run's records under the killed run's id, which requests are bound to."""
+    reservations, commits = records(whole, site)
+    theirs, _ = records(killed, site)
+    renamed = tuple(
+        dataclasses.replace(ours, run_id=other.run_id, request_digest=other.request_digest)
+        for ours, other in zip(reservations, theirs, strict=True)
+    )
+    return renamed, commits
+
+
+def test_more_sites_than_persons_is_refused_before_anything_is_written(
+    experiment: Experiment,
+) -> None:
+    with pytest.raises(InputError, match="sites"):
+        dataclasses.replace(experiment, sites=13).check()
+
+
+def test_a_site_whose_budget_is_spent_refuses_and_the_run_stops_with_a_refusal(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    run(experiment, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    settings["run_id"] = "another-run"
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
+    folder = RunFolder.resume(tmp_path / "run", experiment)
+    before = [records(tmp_path / "run", site) for site in range(3)]
+    with (
+        LiveProgress(Console(stderr=True), quiet=True) as progress,
+        pytest.raises(Refused, match="budget"),
+    ):
+        simulate(experiment, folder, progress)
+    assert [records(tmp_path / "run", site) for site in range(3)] == before
