@@ -1,9 +1,10 @@
 """What a list of releases costs: epsilon at delta, for adding or removing one person.
 
 Two accountants answer every question and must agree: for full batches of persons the exact
-Gaussian bound and a Renyi bound, for Poisson samples the privacy loss distribution and a Renyi
-bound. An event of an unknown kind is an error, never a guess. Opacus' GDP accountant is not used:
-it reads only the last entry of its history and so under-reports mixed runs.
+Gaussian bound and Google's privacy loss distribution, for Poisson samples that distribution and
+Opacus' privacy random variables. An event of an unknown kind is an error, never a guess. Opacus'
+GDP accountant is not used: it reads only the last entry of its history and under-reports mixed
+runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final, Literal, assert_never
 
 import dp_accounting
 from dp_accounting import pld
+from opacus.accountants import PRVAccountant
 from opacus.accountants.analysis import rdp as opacus_rdp
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
@@ -23,11 +25,14 @@ from scipy.stats import norm
 
 from common.errors import InputError, Refused
 
-Accountant = Literal["exact", "pld", "rdp"]
+Accountant = Literal["exact", "pld", "prv", "rdp"]
 _ORDERS: Final = tuple(1 + x / 10 for x in range(1, 100)) + tuple(range(11, 256)) + (512, 1024)
-# A Renyi bound is looser than the truth, never tighter; how much is known from experience.
-_RDP_SLACK: Final = 1.6
-_RDP_ABSOLUTE: Final = 0.05
+# How far the second accountant may lie from the first: both discretise, upwards.
+_RELATIVE_SLACK: Final = 0.02
+_ABSOLUTE_SLACK: Final = 0.03
+_PRV_ERROR: Final = 0.01
+# Beyond this PRV needs minutes; no one is protected by such an epsilon, and RDP bounds it.
+_PRV_LIMIT: Final = 50.0
 _ROUND_UP: Final = 1e-6
 
 
@@ -92,6 +97,7 @@ def epsilon(events: Sequence[Event], delta: float, accountant: Accountant) -> fl
     by_name: dict[Accountant, Callable[[Sequence[Event], float], float]] = {
         "exact": _exact,
         "pld": _pld,
+        "prv": _prv,
         "rdp": _rdp,
     }
     if accountant not in by_name:
@@ -151,6 +157,16 @@ def _pld(events: Sequence[Event], delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
+def _prv(events: Sequence[Event], delta: float) -> float:
+    """Opacus' privacy random variable accountant (Gopi et al. 2021), its upper end."""
+    accountant = PRVAccountant()
+    accountant.history = [
+        (e.noise_multiplier, e.sample_rate if isinstance(e, PoissonEvent) else 1.0, e.steps)
+        for e in events
+    ]
+    return max(0.0, float(accountant.get_epsilon(delta, eps_error=_PRV_ERROR)))
+
+
 def _rdp(events: Sequence[Event], delta: float) -> float:
     """Opacus' Renyi accountant (Mironov 2017; Mironov et al. 2019), an upper bound."""
     total = [0.0] * len(_ORDERS)
@@ -165,9 +181,10 @@ def _rdp(events: Sequence[Event], delta: float) -> float:
 
 
 def cross_checked_epsilon(events: Sequence[Event], delta: float) -> CheckedEpsilon:
-    """Return epsilon by the tight accountant, confirmed by the second; else refuse.
+    """Return epsilon by the tighter accountant, confirmed by the second; else refuse.
 
-    The second is a Renyi bound: it may not lie below the first, nor far above it.
+    They must agree within 2% and 0.03; above epsilon 50 a Renyi bound, which may lie anywhere
+    above, is the second for Poisson samples.
     """
     return _cross_checked(tuple(event for event in events if event.steps > 0), delta)
 
@@ -176,16 +193,19 @@ def cross_checked_epsilon(events: Sequence[Event], delta: float) -> CheckedEpsil
 def _cross_checked(events: tuple[Event, ...], delta: float) -> CheckedEpsilon:
     gaussian = all(isinstance(event, GaussianEvent) for event in events)
     first: Accountant = "exact" if gaussian else "pld"
-    tight, loose = epsilon(events, delta, first), epsilon(events, delta, "rdp")
-    if math.isinf(tight) or not events:
-        return CheckedEpsilon(tight, first, loose, "rdp")
-    if not tight * 0.999 - 1e-6 <= loose <= tight * _RDP_SLACK + _RDP_ABSOLUTE:
+    found = epsilon(events, delta, first)
+    second: Accountant = "pld" if gaussian else "prv" if found <= _PRV_LIMIT else "rdp"
+    if not events or math.isinf(found):
+        return CheckedEpsilon(found, first, found, second)
+    other = epsilon(events, delta, second)
+    slack = _RELATIVE_SLACK * found + _ABSOLUTE_SLACK
+    if other < found - slack or (second != "rdp" and other > found + slack):
         raise Refused(
-            f"the accountants disagree: {first} says epsilon {tight:.6g}, rdp {loose:.6g} "
+            f"the accountants disagree: {first} says epsilon {found:.6g}, {second} {other:.6g} "
             f"(delta {delta:g})",
             hint="no epsilon is stated that only one of them supports",
         )
-    return CheckedEpsilon(tight, first, loose, "rdp")
+    return CheckedEpsilon(found, first, other, second)
 
 
 def noise_multiplier_for(

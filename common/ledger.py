@@ -10,6 +10,7 @@ all hashes is not stopped by them: the rounds that the server has accepted are t
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -37,6 +38,7 @@ from common.storage import make_private_directory, sync_directory, write_private
 
 __all__ = ["Commit", "Genesis", "Ledger", "LedgerReport", "Reservation", "verify"]
 _HEAD = "ledger.head"
+_READS = 20
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,21 @@ class Ledger:
         self._directory = directory
         self._descriptor = descriptor
         self._lines = lines
+        self._head_seq = lines[-1].seq
+        self._broken = False
 
     @classmethod
     def create(cls, directory: Path, genesis: Genesis) -> None:
-        """Write a new ledger's first line; an existing ledger is never replaced."""
+        """Write a new ledger's first line; an existing or a removed ledger is never replaced."""
         make_private_directory(directory)
         path = directory / cls.FILE_NAME
         if path.exists():
             raise LedgerError(f"{path} exists already")
+        if (directory / _HEAD).exists() and decode_head((directory / _HEAD).read_bytes()).seq > 0:
+            raise LedgerError(
+                f"{path} is gone, but {_HEAD} says that it had entries",
+                hint="restore it: a new ledger would forget what was spent",
+            )
         line = Line(0, GENESIS_HASH, genesis.named(secrets.token_hex(16), _now()))
         write_private(directory / _HEAD, encode_head(Head(0, line.hash)))
         write_private(path, encode_line(line))
@@ -157,23 +166,37 @@ class Ledger:
         self._append(Commit(reservation.seq, release_digest))
 
     def _append(self, record: Reservation | Commit) -> None:
+        """Write a line durably, then the head; after a failure that cannot be undone, no more."""
+        if self._broken:
+            raise LedgerError("an earlier write failed half-way", hint="open the ledger again")
+        self._update_head()
         line = Line(len(self._lines), self._lines[-1].hash, record)
         size = os.fstat(self._descriptor).st_size
         data = encode_line(line)
+        self._broken = True
         try:
             if os.write(self._descriptor, data) != len(data):
-                raise OSError(28, "no space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._descriptor)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, size)
                 os.fsync(self._descriptor)
+                self._broken = False
             raise StorageError(
                 f"cannot write the ledger in {self._directory}: {error.strerror}",
                 hint="free some space: nothing was spent or released",
             ) from error
         self._lines.append(line)
-        write_private(self._directory / _HEAD, encode_head(Head(line.seq, line.hash)))
+        self._broken = False
+        self._update_head()
+
+    def _update_head(self) -> None:
+        """Bring the head up to the last line; a head left behind by a full disk is caught up."""
+        last = self._lines[-1]
+        if self._head_seq != last.seq:
+            write_private(self._directory / _HEAD, encode_head(Head(last.seq, last.hash)))
+            self._head_seq = last.seq
 
 
 def _now() -> str:
@@ -201,16 +224,15 @@ def _read(directory: Path, data: bytes) -> tuple[list[Line], list[str], Head | N
     """Decode whole lines and compare with the head; findings name the first line at fault."""
     lines: list[Line] = []
     findings: list[str] = []
-    previous = GENESIS_HASH
+    history = _History()
     for number, raw in enumerate(data.splitlines(keepends=True)):
         try:
-            line = decode_line(raw, number, previous)
-            _check_history(line, lines)
+            line = decode_line(raw, number, lines[-1].hash if lines else GENESIS_HASH)
+            history.add(line)
         except LedgerError as error:
             findings.append(f"line {number + 1}: {error.message}")
             break
         lines.append(line)
-        previous = line.hash
     if not data:
         findings.append("the ledger is empty")
     try:
@@ -226,29 +248,41 @@ def _read(directory: Path, data: bytes) -> tuple[list[Line], list[str], Head | N
     return lines, findings, head
 
 
-def _check_history(line: Line, before: list[Line]) -> None:
-    """A genesis first and only first; commits answer one open reservation each."""
-    if (line.seq == 0) != isinstance(line.record, Genesis):
-        raise LedgerError("the genesis is the first line and no other")
-    if isinstance(line.record, Commit):
-        target = line.record.reservation
-        open_ = {entry.seq for entry in before if isinstance(entry.record, Reservation)}
-        open_ -= {e.record.reservation for e in before if isinstance(e.record, Commit)}
-        if target not in open_:
-            raise LedgerError(f"commits reservation {target}, which is not open")
-    if isinstance(line.record, Reservation) and line.record.seq != line.seq:
-        raise LedgerError("a reservation carries another line's number")
+class _History:
+    """What may follow what: one genesis, one reservation a round, one commit a reservation."""
+
+    def __init__(self) -> None:
+        self._rounds: set[tuple[str, int]] = set()
+        self._open: set[int] = set()
+
+    def add(self, line: Line) -> None:
+        record = line.record
+        if (line.seq == 0) != isinstance(record, Genesis):
+            raise LedgerError("the genesis is the first line and no other")
+        if isinstance(record, Commit):
+            if record.reservation not in self._open:
+                raise LedgerError(f"commits reservation {record.reservation}, which is not open")
+            self._open.remove(record.reservation)
+        if isinstance(record, Reservation):
+            key = (record.run_id, record.round)
+            if record.seq != line.seq or key in self._rounds:
+                raise LedgerError("a reservation with another line's number or a second one")
+            self._rounds.add(key)
+            self._open.add(line.seq)
 
 
 def verify(directory: Path) -> LedgerReport:
     """Check a ledger without writing or locking; one interrupted append is no finding."""
     path = directory / Ledger.FILE_NAME
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    whole = data[: data.rfind(b"\n") + 1]
-    lines, findings, _ = _read(directory, whole)
+    for _ in range(_READS):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        lines, findings, _head = _read(directory, data[: data.rfind(b"\n") + 1])
+        # A writer may have moved on between the two reads: look again before calling it damage.
+        if not findings or path.read_bytes() == data:
+            break
     records = [line.record for line in lines]
     return LedgerReport(
         tuple(findings),

@@ -14,6 +14,11 @@ from common.errors import LedgerError
 GENESIS_HASH: Final = "0" * 64
 
 
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise LedgerError(f"a ledger cannot hold {what}")
+
+
 @dataclass(frozen=True)
 class Genesis:
     """What a ledger counts: a site's whole budget, for one person added or removed at this site."""
@@ -25,6 +30,12 @@ class Genesis:
     privacy_unit: str = "person"
     adjacency: str = "add-remove-one"
     version: int = 1
+
+    def __post_init__(self) -> None:
+        _require(0.0 < self.delta < 1.0, f"delta {self.delta}")
+        _require(math.isfinite(self.epsilon) and self.epsilon >= 0.0, f"epsilon {self.epsilon}")
+        known = (self.privacy_unit, self.adjacency, self.version)
+        _require(known == ("person", "add-remove-one", 1), f"unit, adjacency or version {known}")
 
     def named(self, ledger_id: str, created: str) -> Genesis:
         """Return the genesis with its identity filled in."""
@@ -47,6 +58,14 @@ class Reservation:
     max_grad_norm: float
     request_digest: str
     private: bool
+
+    def __post_init__(self) -> None:
+        sigma, clip = self.noise_multiplier, self.max_grad_norm
+        _require(math.isfinite(sigma) and sigma >= 0.0, f"noise_multiplier {sigma}")
+        _require(0.0 < self.sample_rate <= 1.0, f"sample_rate {self.sample_rate}")
+        _require(math.isfinite(clip) and clip > 0.0, f"max_grad_norm {clip}")
+        _require(self.round >= 1 and self.steps >= 1, f"round {self.round}, steps {self.steps}")
+        _require(sigma > 0.0 or not self.private, "a private reservation without noise")
 
 
 @dataclass(frozen=True)
@@ -79,14 +98,17 @@ class Line:
         object.__setattr__(self, "hash", hashlib.sha256(self._body()).hexdigest())
 
     def _body(self) -> bytes:
-        return _canonical(
-            {
-                "seq": self.seq,
-                "previous": self.previous,
-                "kind": _NAMES[type(self.record)],
-                "record": dataclasses.asdict(self.record),
-            }
-        )
+        return _canonical(self.fields())
+
+    def fields(self) -> dict[str, Any]:
+        """Return what the hash covers; numbers declared as float are written as float."""
+        record = {
+            entry.name: float(value) if entry.type == "float" else value
+            for entry in fields(self.record)
+            for value in [getattr(self.record, entry.name)]
+        }
+        kind = _NAMES[type(self.record)]
+        return {"seq": self.seq, "previous": self.previous, "kind": kind, "record": record}
 
 
 @dataclass(frozen=True)
@@ -107,8 +129,7 @@ def _canonical(value: Any) -> bytes:
 
 def encode_line(line: Line) -> bytes:
     """Return a line's bytes, newline included."""
-    body: dict[str, Any] = json.loads(line._body())
-    return _canonical({**body, "hash": line.hash}) + b"\n"
+    return _canonical({**line.fields(), "hash": line.hash}) + b"\n"
 
 
 def decode_line(raw: bytes, seq: int, previous: str) -> Line:
