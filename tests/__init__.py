@@ -1,0 +1,1 @@
+"""Tests, each named for the claim that it proves."""
