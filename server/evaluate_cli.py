@@ -1,0 +1,181 @@
+"""`veilface evaluate`: how well a model verifies, on a folder, on LFW, and by group."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from common.errors import InputError
+from common.groups import GroupReport
+from common.lfw import LfwResult
+from common.metrics import Verification
+
+if TYPE_CHECKING:
+    from common.detection import Detector
+    from common.face import ChipSpec
+    from server.evaluation import Evaluation, Shift
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+SHIFTS = ("none", "cctv", "mask")
+
+
+@click.command()
+@click.option("--data", type=FOLDER, required=True, help="One folder a person, or an LFW root.")
+@click.option(
+    "--protocol", type=click.Choice(["folder", "lfw"]), default="folder", show_default=True
+)
+@click.option("--shift", type=click.Choice(SHIFTS), default="none", show_default=True)
+@click.option("--groups", type=FILE, help="CSV of file,race,gender,age: false matches by group.")
+@click.option("--backbone", help="Which public model.  [default: dlib-resnet]")
+@click.option("--weights", type=FILE, help="Weights for --backbone.")
+@click.option("--model", type=FILE, help="The model of a run, instead of --backbone.")
+@click.option("--detector", type=click.Choice(["dlib", "yunet"]), default="dlib", show_default=True)
+@click.option("--yunet", type=FILE, help="YuNet's ONNX file, for --detector yunet.")
+@click.option("--aligned", is_flag=True, help="The images are aligned chips already.")
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Chip cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(
+    data: Path,
+    protocol: str,
+    shift: str,
+    groups: Path | None,
+    backbone: str | None,
+    weights: Path | None,
+    model: Path | None,
+    detector: str,
+    yunet: Path | None,
+    aligned: bool,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how well a model verifies faces.
+
+    With --groups, the threshold of FMR 1e-3 on --data is applied to the CSV's images, which lie
+    beside it; where they are those of --data itself, the threshold is that of FMR 1e-3 among them.
+    """
+    from common.chip_cache import ChipCache  # here, so that --help needs no torch
+    from server.evaluation import Pipeline, run
+    from server.network import open_network
+
+    network = open_network(backbone, weights, model)
+    finder, apply = _detector(detector, yunet), _shift(shift, network.backbone.chip)
+    errors = Console(stderr=True)
+    with _Bars(errors) as bars, ChipCache.open(cache) as chips:
+        pipeline = Pipeline(network, finder, chips, aligned, apply, bars.show)
+        found = run(pipeline, data, lfw=protocol == "lfw", groups=groups)
+    for warning in found.warnings:
+        errors.print(f"warning: {warning}", markup=False, soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps({"model": network.name, **found.to_json()}, allow_nan=False))
+    else:
+        _print(Console(), network.name, found)
+
+
+def _detector(name: str, yunet: Path | None) -> Detector:
+    from common.detection import DlibDetector, YuNetDetector
+
+    if (name == "yunet") != (yunet is not None):
+        raise InputError("--detector yunet and --yunet FILE go together")
+    return YuNetDetector(yunet) if yunet else DlibDetector()
+
+
+def _shift(name: str, spec: ChipSpec) -> Shift:
+    """The shift of that name; the room that simulates cameras offers it as an entry point."""
+    if name == "none":
+        return lambda chips, _: chips
+    for point in entry_points(group="veilface.shifts", name="apply"):
+        return partial(point.load(), shift=name, spec=spec)
+    raise InputError(f"--shift {name} is not installed", hint="pip install 'veilface[sim]'")
+
+
+class _Bars:
+    """A progress bar a stage on stderr, where that is a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._progress = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._stages: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._stages:
+            self._stages[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._stages[stage], completed=done, total=total)
+
+
+def _print(console: Console, name: str, found: Evaluation) -> None:
+    title = f"{name}: {found.images:,} images of {found.persons:,} persons"
+    table = Table("", "value", "95% interval over persons", title=title)
+    for row in _rows(found):
+        table.add_row(*row)
+    console.print(table)
+    if found.centred:
+        console.print(f"{found.centred} images without a detected face were cut at the centre.")
+    for reason, count in sorted(Counter(s.reason for s in found.skipped).items()):
+        console.print(f"Skipped {count}: {reason}", markup=False, soft_wrap=True)
+    if found.groups:
+        console.print(_group_table(found.groups))
+
+
+def _rows(found: Evaluation) -> list[tuple[str, str, str]]:
+    rows: list[tuple[str, str, str]] = []
+    match found.result:
+        case LfwResult() as lfw:
+            spread = f"{lfw.accuracy_std:.4f} standard deviation over folds"
+            rows = [
+                ("accuracy", f"{lfw.accuracy:.4f}", spread),
+                ("EER", f"{lfw.eer:.4f}", ""),
+                ("TMR at FMR 1e-3", f"{lfw.tmr_at_fmr_1e3:.4f}", ""),
+                ("threshold of accuracy", f"{lfw.threshold:.4f}", ""),
+            ]
+        case Verification() as rates:
+            for label, field in (
+                ("TMR at FMR 1e-2", "tmr_at_fmr_1e2"),
+                ("TMR at FMR 1e-3", "tmr_at_fmr_1e3"),
+                ("EER", "eer"),
+            ):
+                ci = getattr(rates.ci, field) if rates.ci else None
+                between = f"{ci.low:.4f} to {ci.high:.4f}" if ci else ""
+                rows.append((label, f"{getattr(rates, field):.4f}", between))
+            rows.append(("mated pairs", f"{rates.mated:,}", ""))
+            rows.append(("non-mated pairs", f"{rates.non_mated:,}", ""))
+    return [*rows, ("threshold at FMR 1e-3", f"{found.threshold:.4f}", "")]
+
+
+def _group_table(report: GroupReport) -> Table:
+    ratio = "" if report.ratio is None else f", worst / all {report.ratio:.1f}"
+    title = f"FMR by group at {report.threshold:.4f}: all {report.fmr:.2%}{ratio}"
+    table = Table("group", "images", "pairs", "FMR", "95% interval", title=title)
+    for rate in report.groups:
+        between = f"{rate.ci.low:.2%} to {rate.ci.high:.2%}"
+        table.add_row(rate.group, f"{rate.images}", f"{rate.pairs:,}", f"{rate.fmr:.2%}", between)
+    return table

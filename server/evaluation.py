@@ -1,0 +1,256 @@
+"""A model's verification rates on a folder of persons, on LFW's View 2, and by group.
+
+Images pass through in blocks, so that memory does not grow with their number: file -> chip ->
+shift -> embedding. Everything evaluated here is public data.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.chip_cache import ChipCache
+from common.dataset import ChipSet, Skipped, images_of, list_subjects, load_chips
+from common.detection import Detector
+from common.errors import InputError
+from common.groups import GroupReport, group_rates, read_groups, threshold_within
+from common.intervals import verification_of
+from common.lfw import LfwResult, lfw_result, read_pairs
+from common.metrics import Verification, all_pairs, lowest_threshold
+from server.network import Network
+
+FMR_TARGET = 1e-3
+IMAGES_AT_ONCE = 2048
+BATCH = 64
+
+Shift = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.uint8]]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How an image becomes an embedding.
+
+    Attributes:
+        network: what embeds.
+        detector, cache, aligned: as for `load_chips`.
+        shift: (chips [N, S, S, 3], SHA-256 of their files [N, 32]) -> chips of another camera.
+        progress: called as (stage, done, all).
+    """
+
+    network: Network
+    detector: Detector
+    cache: ChipCache | None
+    aligned: bool
+    shift: Shift
+    progress: Progress
+
+    def embed(self, paths: Sequence[Path], *, centre_fallback: bool = False) -> Embedded:
+        """Every image that can be used, in order; the others are listed."""
+        blocks = list(self._blocks(paths, centre_fallback))
+        return Embedded(
+            np.concatenate([embeddings for _, embeddings in blocks]),
+            tuple(path for chips, _ in blocks for path in chips.paths),
+            tuple(skipped for chips, _ in blocks for skipped in chips.skipped),
+            sum(len(chips.centred) for chips, _ in blocks),
+        )
+
+    def _blocks(
+        self, paths: Sequence[Path], centre_fallback: bool
+    ) -> Iterator[tuple[ChipSet, NDArray[np.float32]]]:
+        for start in range(0, len(paths), IMAGES_AT_ONCE):
+
+            def detecting(done: int, _: int, start: int = start) -> None:
+                self.progress("finding faces", start + done, len(paths))
+
+            found = load_chips(
+                paths[start : start + IMAGES_AT_ONCE],
+                spec=self.network.backbone.chip,
+                detector=self.detector,
+                cache=self.cache,
+                aligned=self.aligned,
+                centre_fallback=centre_fallback,
+                progress=detecting,
+            )
+            shifted = self.shift(found.chips, found.digests)
+            yield (
+                replace(found, chips=found.chips[:0]),
+                self._embeddings(shifted, start, len(paths)),
+            )
+
+    def _embeddings(self, chips: NDArray[np.uint8], before: int, total: int) -> NDArray[np.float32]:
+        backbone, module = self.network.backbone, self.network.module
+        rows = np.empty((len(chips), backbone.dim), dtype=np.float32)
+        for start in range(0, len(chips), BATCH):
+            batch = torch.from_numpy(np.ascontiguousarray(chips[start : start + BATCH]))
+            with torch.inference_mode():
+                rows[start : start + BATCH] = module(backbone.preprocess(batch)).numpy()
+            self.progress("embedding", before + min(start + BATCH, len(chips)), total)
+        return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """Embeddings [N, D] of `paths` [N]; `centred` of them had no detected face."""
+
+    embeddings: NDArray[np.float32]
+    paths: tuple[Path, ...]
+    skipped: tuple[Skipped, ...]
+    centred: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `veilface evaluate` found.
+
+    Attributes:
+        result: rates of the protocol; None where only groups could be compared.
+        threshold: the cosine at which FMR is 1e-3 on the evaluated pairs.
+        images, persons: how many were compared.
+        centred: images whose face was not found and taken from the centre (LFW only).
+        skipped: images left out.
+        groups: false matches by group at `threshold`.
+        warnings: what the numbers cannot show.
+    """
+
+    result: Verification | LfwResult | None
+    threshold: float
+    images: int
+    persons: int
+    centred: int
+    skipped: tuple[Skipped, ...]
+    groups: GroupReport | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """One object: the protocol's own keys, then the rest."""
+        reasons = Counter(skipped.reason for skipped in self.skipped)
+        return {
+            **(self.result.to_json() if self.result else {}),
+            "threshold_at_fmr_1e-3": self.threshold,
+            "images": self.images,
+            "persons": self.persons,
+            "no_face_centred": self.centred,
+            "skipped": dict(sorted(reasons.items())),
+            **({"groups": self.groups.to_json()} if self.groups else {}),
+            "warnings": list(self.warnings),
+        }
+
+
+def run(pipeline: Pipeline, data: Path, *, lfw: bool, groups: Path | None) -> Evaluation:
+    """What the command does: the protocol's rates on `data`, then those of a CSV's groups.
+
+    A CSV whose images are those of `data` itself (one image a person, so without mated pairs) is
+    measured alone.
+    """
+    if groups is None:
+        return evaluate_lfw(pipeline, data) if lfw else evaluate_folder(pipeline, data)
+    images = beside(groups)
+    if not lfw and data.resolve() in (groups.parent.resolve(), images.resolve()):
+        return evaluate_groups_alone(pipeline, groups, images)
+    measured = run(pipeline, data, lfw=lfw, groups=None)
+    return evaluate_groups(pipeline, groups, images, measured)
+
+
+def evaluate_folder(pipeline: Pipeline, root: Path, *, ci: bool = True) -> Evaluation:
+    """All pairs of all images of the person folders in `root`."""
+    subjects = list_subjects(root, at_least=2)
+    found = pipeline.embed(images_of(subjects))
+    if not found.paths:
+        bad = found.skipped[0]
+        raise InputError(f"no image in {root} can be used, the first because: {bad.reason}")
+    owner = {path: row for row, folder in enumerate(subjects) for path in folder.images}
+    labels = np.array([owner[path] for path in found.paths], dtype=np.int64)
+    scores = all_pairs(found.embeddings, labels)
+    result = verification_of(scores, ci=ci)
+    unusable = tuple(skipped for folder in subjects for skipped in folder.skipped)
+    return Evaluation(
+        result,
+        lowest_threshold(scores.non_mated, FMR_TARGET),
+        len(found.paths),
+        len(np.unique(labels)),
+        0,
+        (*unusable, *found.skipped),
+        warnings=result.shortages,
+    )
+
+
+def evaluate_lfw(pipeline: Pipeline, root: Path) -> Evaluation:
+    """View 2 of the LFW root `root`: every one of its 6,000 pairs counts.
+
+    An image without a detected face is cut around the centre (LFW's faces are) and counted.
+    Raises InputError for an image that is missing or cannot be decoded.
+    """
+    pairs = read_pairs(root / "pairs.txt")
+    subjects = list_subjects(root, at_least=2)
+    by_name = {path.stem: path for path in images_of(subjects)}
+    names = sorted({name for pair in pairs for name in (pair.first, pair.second)})
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise InputError(
+            f"{root} lacks {len(missing)} of the {len(names)} images of pairs.txt, such as "
+            f"{missing[0]}",
+            hint="all of LFW is needed",
+        )
+    found = pipeline.embed([by_name[name] for name in names], centre_fallback=True)
+    if found.skipped:
+        bad = found.skipped[0]
+        raise InputError(f"{bad.path}: {bad.reason}", hint="every image of pairs.txt is needed")
+    row = {name: at for at, name in enumerate(names)}
+    first = found.embeddings[[row[pair.first] for pair in pairs]]
+    second = found.embeddings[[row[pair.second] for pair in pairs]]
+    scores = np.einsum("nd,nd->n", first, second)
+    non_mated = scores[[not pair.mated for pair in pairs]]
+    persons = len({by_name[name].parent for name in names})
+    return Evaluation(
+        lfw_result(scores, pairs),
+        lowest_threshold(non_mated, FMR_TARGET),
+        len(names),
+        persons,
+        found.centred,
+        (),
+    )
+
+
+def evaluate_groups(
+    pipeline: Pipeline, csv: Path, images: Path, measured: Evaluation
+) -> Evaluation:
+    """Add FMR by group, at the measured threshold, of the images that `csv` lists."""
+    report, found = _groups(pipeline, csv, images, lambda embeddings: measured.threshold)
+    return replace(measured, groups=report, skipped=(*measured.skipped, *found.skipped))
+
+
+def evaluate_groups_alone(pipeline: Pipeline, csv: Path, images: Path) -> Evaluation:
+    """FMR by group where all pairs of the same images together have FMR 1e-3."""
+
+    def own(embeddings: NDArray[np.float32]) -> float:
+        return threshold_within(embeddings, FMR_TARGET)
+
+    report, found = _groups(pipeline, csv, images, own)
+    count = len(found.paths)
+    return Evaluation(None, report.threshold, count, count, 0, found.skipped, groups=report)
+
+
+def beside(csv: Path) -> Path:
+    """Where a groups CSV's images are: in `images` beside it, else beside it."""
+    folder = csv.parent / "images"
+    return folder if folder.is_dir() else csv.parent
+
+
+def _groups(
+    pipeline: Pipeline, csv: Path, images: Path, threshold: Callable[[NDArray[np.float32]], float]
+) -> tuple[GroupReport, Embedded]:
+    rows = read_groups(csv)
+    by_path = {images / row.file: row.group for row in rows}
+    lost = [path for path in by_path if not path.is_file()]
+    if lost:
+        raise InputError(f"{csv} lists {lost[0].name}, which is not in {images}")
+    found = pipeline.embed(tuple(by_path))
+    names = [by_path[path] for path in found.paths]
+    return group_rates(found.embeddings, names, threshold(found.embeddings)), found
