@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -33,6 +33,8 @@ from server.aggregation import AGGREGATORS, Weighted
 from server.checkpoint import Checkpoint, RoundRecord, load, save
 from server.optimizer import OptimizerConfig, OptimizerState, advance
 
+_CONNECT_SECONDS: Final = 300.0
+_POLL_SECONDS: Final = 0.5
 Evaluate = Callable[[int, NDArray[np.float32]], dict[str, float]]
 
 
@@ -92,7 +94,7 @@ def run_rounds(
     prepared: set[int] = set()
     for round_ in range(done.state.round + 1, contract.rounds + 1):
         started = time.monotonic()
-        nodes = sorted(grid.get_node_ids())
+        nodes = _connected(grid, federation)
         observer.round_started(round_, len(nodes))
         _prepare(grid, federation, [node for node in nodes if node not in prepared])
         prepared.update(nodes)
@@ -108,6 +110,20 @@ def run_rounds(
         save(checkpoint_path, done)
         observer.round_finished(record)
     return done
+
+
+def _connected(grid: Grid, federation: Federation) -> list[int]:
+    """Return the connected sites, after waiting for as many as a round needs."""
+    patience = _CONNECT_SECONDS if federation.timeout is None else federation.timeout
+    deadline = time.monotonic() + patience
+    while len(nodes := sorted(grid.get_node_ids())) < federation.minimum_sites:
+        if time.monotonic() > deadline:
+            raise RoundFailed(
+                f"{len(nodes)} sites are connected, {federation.minimum_sites} are needed",
+                hint="start the sites and run again: it goes on from the last finished round",
+            )
+        time.sleep(_POLL_SECONDS)
+    return nodes
 
 
 def _stop(

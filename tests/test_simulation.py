@@ -20,6 +20,7 @@ from flwr.app import Message
 from flwr.common.serde import message_to_proto
 from rich.console import Console
 
+from common.backbones.base import TRAIN_SETS, TrainSet
 from common.backbones.weights import load_model
 from common.errors import InputError, Refused
 from common.ledger import Commit, Reservation, verify
@@ -64,9 +65,9 @@ def test_a_run_spends_its_budget_and_no_more_in_every_ledger(
 
 
 @pytest.mark.parametrize("loss", ["public-negatives", "triplet", "codebook"])
-@pytest.mark.parametrize("train_set", ["adapter", "tail", "full"])
+@pytest.mark.parametrize("train_set", TRAIN_SETS)
 def test_every_loss_trains_every_part(
-    experiment: Experiment, tmp_path: Path, loss: str, train_set: str
+    experiment: Experiment, tmp_path: Path, loss: str, train_set: TrainSet
 ) -> None:
     chosen = dataclasses.replace(experiment, loss=loss, train_set=train_set, rounds=1, sites=2)
     simulation = build(chosen, "x", tmp_path / "unused", gather(chosen))

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from client.persons import PrivatePersons
 from client.site import Prepared, SecretRoundKey, Site
+from client.trainer import train_round
 from common.contract import Contract
 from common.errors import BudgetExceeded, Refused, StorageError
-from common.ledger import verify
+from common.ledger import Ledger, verify
 from common.parameters import flatten
 from common.plan import PrivacyPlan, calibrate
 
@@ -114,7 +116,7 @@ def test_a_round_killed_anywhere_counts_once_and_its_retry_repeats_the_noise(
         if where == "after reserve":
             patch.setattr(SecretRoundKey, "__call__", killed)
         elif where == "while computing":
-            original = module.train_round
+            original = train_round
 
             def compute_and_die(*args: object, **kwargs: object) -> None:
                 seen.append(original(*args, **kwargs).tobytes())  # type: ignore[arg-type]
@@ -122,7 +124,7 @@ def test_a_round_killed_anywhere_counts_once_and_its_retry_repeats_the_noise(
 
             patch.setattr(module, "train_round", compute_and_die)
         else:
-            patch.setattr(module.Ledger, "commit", killed)
+            patch.setattr(Ledger, "commit", killed)
         train(site, 1)
     report = verify(tmp_path)
     assert report.ok
@@ -210,9 +212,7 @@ def test_the_release_has_the_noise_of_the_contract(tmp_path: Path) -> None:
     privacy = CONTRACT.privacy
     scale = privacy.noise_multiplier * privacy.max_grad_norm / privacy.public_denominator
     # 96 normal draws: the sum of squares over scale^2 is chi-square with 96 degrees of freedom.
-    from scipy import stats
-
     statistic = float((draws**2).sum() / scale**2)
-    low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], len(draws))
+    low, high = (float(stats.chi2.ppf(p, len(draws))) for p in (5e-7, 1 - 5e-7))
     assert low < statistic < high
     assert not low < statistic / 4.0 < high, "half the noise must be told apart"

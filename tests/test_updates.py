@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from common.contract import Contract
 from common.errors import InputError, Refused, UpdateRejected
@@ -157,7 +158,7 @@ def app_with(hostile: int, spoil: Spoil | None) -> ClientApp:
     return app
 
 
-def run(app: ClientApp, path: Path, minimum_sites: int = 1) -> tuple[Silent, np.ndarray]:  # type: ignore[type-arg]
+def run(app: ClientApp, path: Path, minimum_sites: int = 1) -> tuple[Silent, NDArray[np.float32]]:
     observer = Silent()
     done = run_rounds(
         InProcessGrid(app, SITES),

@@ -51,7 +51,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             values = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise WeightsError(
-            f"{path} is not a readable weights file: {str(error).splitlines()[0]}",
+            f"{path} is not a readable weights file: {next(iter(str(error).splitlines()), 'empty')}",
             hint="give a safetensors file or a plain torch state dict; code in files is refused",
         ) from error
     if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):

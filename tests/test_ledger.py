@@ -1,0 +1,302 @@
+"""The ledger: durable before it returns, one release a round, and no change goes unseen."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common import ledger as ledger_module
+from common.errors import BudgetExceeded, LedgerError, Refused, StorageError
+from common.ledger import Genesis, Ledger, Reservation, verify
+
+GENESIS = Genesis(delta=1e-4, epsilon=4.0)
+FILE, HEAD = Ledger.FILE_NAME, "ledger.head"
+
+
+def reserve(ledger: Ledger, round_: int, request: str = "request") -> Reservation:
+    return ledger.reserve(
+        run_id="run",
+        round=round_,
+        noise_multiplier=6.0,
+        sample_rate=1.0,
+        steps=1,
+        max_grad_norm=0.5,
+        request_digest=f"{request}-{round_}",
+        private=True,
+        check=lambda reservations: None,
+    )
+
+
+def filled(directory: Path, rounds: int = 3) -> Path:
+    Ledger.create(directory, GENESIS)
+    with Ledger.open(directory) as ledger:
+        for round_ in range(1, rounds + 1):
+            ledger.commit(reserve(ledger, round_), f"release-{round_}")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return filled(tmp_path_factory.mktemp("ledger") / "site")
+
+
+def copy_with(original: Path, tmp: Path, file: bytes | None, head: bytes | None = None) -> Path:
+    """A copy whose ledger file (and head) has other bytes."""
+    target = tmp / "copy"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(original, target)
+    if file is not None:
+        (target / FILE).write_bytes(file)
+    if head is not None:
+        (target / HEAD).write_bytes(head)
+    return target
+
+
+def refused(directory: Path) -> bool:
+    """Both readers refuse it: verify has findings, and no writer can open it."""
+    findings = verify(directory).findings
+    try:
+        with Ledger.open(directory):
+            return False
+    except LedgerError:
+        return bool(findings)
+
+
+def test_what_is_reserved_is_on_the_disk_before_reserve_returns(tmp_path: Path) -> None:
+    Ledger.create(tmp_path / "s", GENESIS)
+    with Ledger.open(tmp_path / "s") as ledger:
+        reservation = reserve(ledger, 1)
+        assert verify(tmp_path / "s").reservations == (reservation,)
+        assert ledger.committed(reservation) is None
+        ledger.commit(reservation, "digest")
+        assert ledger.committed(reservation) == "digest"
+        with pytest.raises(LedgerError):
+            ledger.commit(reservation, "digest")
+    with Ledger.open(tmp_path / "s") as ledger:
+        assert ledger.reservations == (reservation,)
+        assert ledger.genesis.epsilon == 4.0
+
+
+def test_files_are_for_their_owner_only(original: Path) -> None:
+    assert stat.S_IMODE(original.stat().st_mode) == 0o700
+    for name in (FILE, HEAD):
+        assert stat.S_IMODE((original / name).stat().st_mode) == 0o600
+
+
+def test_a_retry_spends_nothing_and_another_request_for_the_round_is_refused(
+    tmp_path: Path,
+) -> None:
+    directory = filled(tmp_path / "s", 1)
+    before = (directory / FILE).read_bytes()
+    with Ledger.open(directory) as ledger:
+        assert reserve(ledger, 1) == ledger.reservations[0]
+        with pytest.raises(Refused):
+            reserve(ledger, 1, "another")
+    assert (directory / FILE).read_bytes() == before
+
+
+def test_a_check_that_refuses_leaves_no_trace(tmp_path: Path) -> None:
+    directory = filled(tmp_path / "s", 1)
+    before = (directory / FILE).read_bytes()
+
+    def no(reservations: tuple[Reservation, ...]) -> None:
+        raise BudgetExceeded(f"{len(reservations)}")
+
+    with Ledger.open(directory) as ledger, pytest.raises(BudgetExceeded, match="2"):
+        ledger.reserve(
+            run_id="run", round=2, noise_multiplier=1.0, sample_rate=1.0, steps=1,
+            max_grad_norm=1.0, request_digest="d", private=True, check=no,
+        )  # fmt: skip
+    assert (directory / FILE).read_bytes() == before
+
+
+@settings(
+    deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_changed_byte_of_ledger_or_head_is_found(
+    original: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from([FILE, HEAD]))
+    content = bytearray((original / name).read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] ^= data.draw(st.integers(1, 255))
+    target = copy_with(original, tmp_path, None)
+    (target / name).write_bytes(bytes(content))
+    if name == FILE and position == len(content) - 1:
+        # Without its newline the last line looks like an interrupted append; the head knows.
+        assert verify(target).findings
+    else:
+        assert refused(target)
+
+
+def lines(original: Path) -> list[bytes]:
+    return (original / FILE).read_bytes().splitlines(keepends=True)
+
+
+def test_any_deleted_duplicated_swapped_or_cut_off_line_is_found(
+    original: Path, tmp_path: Path
+) -> None:
+    whole = lines(original)
+    for i in range(len(whole)):
+        spoilt = [
+            whole[:i] + whole[i + 1 :],
+            whole[: i + 1] + whole[i:],
+            whole[:i],
+        ]
+        spoilt += [
+            [*whole[:i], whole[j], *whole[i + 1 : j], whole[i], *whole[j + 1 :]]
+            for j in range(i + 1, len(whole))
+        ]
+        for changed in spoilt:
+            assert refused(copy_with(original, tmp_path, b"".join(changed)))
+
+
+def test_cutting_at_any_byte_before_the_last_line_is_found(original: Path, tmp_path: Path) -> None:
+    content = (original / FILE).read_bytes()
+    for length in range(0, len(content), 7):
+        assert verify(copy_with(original, tmp_path, content[:length])).findings
+
+
+def test_lines_of_another_ledger_and_a_missing_or_foreign_head_are_found(
+    original: Path, tmp_path: Path
+) -> None:
+    other = filled(tmp_path / "other")
+    mixed = lines(original)[:3] + lines(other)[3:]
+    assert refused(copy_with(original, tmp_path, b"".join(mixed)))
+    assert refused(copy_with(original, tmp_path, None, (other / HEAD).read_bytes()))
+    target = copy_with(original, tmp_path, None)
+    (target / HEAD).unlink()
+    assert refused(target)
+
+
+def test_an_interrupted_append_is_mended_at_any_byte(original: Path, tmp_path: Path) -> None:
+    """The head is written last: with the head of one line before, any cut of the last is legal."""
+    whole = lines(original)
+    shorter = filled(tmp_path / "shorter", 2)
+    with Ledger.open(shorter) as ledger:
+        reserve(ledger, 3)
+        acknowledged = ledger.reservations
+        head = (shorter / HEAD).read_bytes()
+        ledger.commit(acknowledged[-1], "release-3")
+    content, last = (shorter / FILE).read_bytes(), lines(shorter)[-1]
+    assert len(whole) == len(lines(shorter))
+    for cut in range(len(last) + 1):
+        target = copy_with(shorter, tmp_path, content[: len(content) - cut], head)
+        assert verify(target).ok
+        with Ledger.open(target) as mended:
+            assert mended.reservations == acknowledged
+            assert (mended.committed(acknowledged[-1]) is not None) == (cut == 0)
+        assert verify(target).ok
+        assert (target / FILE).read_bytes().endswith(b"\n")
+
+
+def test_a_removed_ledger_is_not_replaced_by_an_empty_one(original: Path, tmp_path: Path) -> None:
+    target = copy_with(original, tmp_path, None)
+    (target / FILE).unlink()
+    with pytest.raises(LedgerError, match="gone"):
+        Ledger.create(target, GENESIS)
+    with pytest.raises(LedgerError, match="exists"):
+        Ledger.create(original, GENESIS)
+
+
+def _try_open(directory: str, answer: multiprocessing.SimpleQueue[str]) -> None:
+    try:
+        with Ledger.open(Path(directory)):
+            answer.put("opened")
+    except LedgerError as error:
+        answer.put(str(error))
+
+
+def test_a_second_writer_is_locked_out_at_once(tmp_path: Path) -> None:
+    directory = filled(tmp_path / "s")
+    context = multiprocessing.get_context("fork")
+    answer: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
+    with Ledger.open(directory):
+        process = context.Process(target=_try_open, args=(str(directory), answer))
+        process.start()
+        process.join(20)
+        assert "in use" in answer.get()
+        assert verify(directory).ok, "reading does not need the lock"
+    process = context.Process(target=_try_open, args=(str(directory), answer))
+    process.start()
+    process.join(20)
+    assert answer.get() == "opened"
+
+
+@pytest.mark.parametrize("part", [0, 1, 40])
+def test_a_full_disk_spends_nothing_and_the_ledger_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    directory = filled(tmp_path / "s", 1)
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if part:
+            return write(descriptor, data[:part])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Ledger.open(directory) as ledger:
+        with monkeypatch.context() as patch, pytest.raises(StorageError, match="nothing was spent"):
+            patch.setattr(ledger_module.os, "write", full)
+            reserve(ledger, 2)
+        assert verify(directory).ok
+        assert len(ledger.reservations) == 1
+        reserve(ledger, 2)
+    assert [r.round for r in verify(directory).reservations] == [1, 2]
+
+
+def test_a_head_that_could_not_be_written_is_caught_up_before_the_next_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise StorageError("no space left on device")
+
+    directory = filled(tmp_path / "s", 1)
+    with Ledger.open(directory) as ledger:
+        for _ in range(2):
+            with monkeypatch.context() as patch, pytest.raises(StorageError):
+                patch.setattr(ledger_module, "write_private", full)
+                reserve(ledger, 2 if len(ledger.reservations) == 1 else 3)
+            assert verify(directory).ok
+        reserve(ledger, 3)
+    assert [r.round for r in verify(directory).reservations] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise_multiplier": -1.0},
+        {"noise_multiplier": float("nan")},
+        {"sample_rate": 0.0},
+        {"sample_rate": 7.0},
+        {"steps": 0},
+        {"round": 0},
+        {"max_grad_norm": float("inf")},
+        {"noise_multiplier": 0.0},
+    ],
+)
+def test_a_reservation_that_makes_no_sense_is_never_written(
+    tmp_path: Path, change: dict[str, float]
+) -> None:
+    directory = filled(tmp_path / "s", 1)
+    before = (directory / FILE).read_bytes()
+    values: dict[str, object] = {
+        "run_id": "run", "round": 2, "noise_multiplier": 1, "sample_rate": 1, "steps": 1,
+        "max_grad_norm": 1, "request_digest": "d", "private": True,
+        "check": lambda reservations: None,
+    }  # fmt: skip
+    with Ledger.open(directory) as ledger:
+        with pytest.raises(LedgerError):
+            ledger.reserve(**{**values, **change})  # type: ignore[arg-type]
+        assert (directory / FILE).read_bytes() == before
+        ledger.reserve(**values)  # type: ignore[arg-type]
+    assert verify(directory).ok, "whole numbers are written as the floats they stand for"

@@ -1,0 +1,78 @@
+"""The plan: a run fits its budget exactly, one more round is refused, restarts forget nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from common.errors import BudgetExceeded, InputError
+from common.ledger import Genesis, Ledger, verify
+from common.plan import PrivacyPlan, calibrate, epsilon_after, spent
+from tests.test_site import CONTRACT
+
+PLAN = PrivacyPlan(epsilon=2.0, delta=1e-4)
+
+
+def ask(directory: Path, round_: int, run_id: str = "run", plan: PrivacyPlan = PLAN) -> None:
+    contract = dataclasses.replace(CONTRACT, run_id=run_id)
+    with Ledger.open(directory) as ledger:
+        plan.reserve(ledger, contract, round_, f"{run_id}-{round_}", secret=True)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    Ledger.create(tmp_path / "s", Genesis(delta=1e-4, epsilon=2.0))
+    return tmp_path / "s"
+
+
+def test_the_agreed_rounds_fit_and_one_more_is_refused_and_leaves_no_trace(site: Path) -> None:
+    for round_ in range(1, CONTRACT.rounds + 1):
+        ask(site, round_)  # each opens the ledger anew, as a restarted site does
+        total = spent(verify(site).reservations, 1e-4)
+        assert total == pytest.approx(epsilon_after(CONTRACT, round_), rel=1e-6)
+    assert 1.999 < total <= 2.0
+    before = (site / Ledger.FILE_NAME).read_bytes()
+    with pytest.raises(BudgetExceeded, match=r"of 2\.0000 allowed"):
+        ask(site, CONTRACT.rounds + 1)
+    with pytest.raises(BudgetExceeded):
+        ask(site, 1, run_id="second")
+    assert (site / Ledger.FILE_NAME).read_bytes() == before
+
+
+def test_two_runs_on_one_ledger_add_up(site: Path) -> None:
+    wide = dataclasses.replace(PLAN, epsilon=10.0)
+    for run_id in ("first", "second"):
+        for round_ in range(1, CONTRACT.rounds + 1):
+            ask(site, round_, run_id, wide)
+    total = spent(verify(site).reservations, 1e-4)
+    assert 2.0 < total < 4.0, "composition is more than one run and less than the sum"
+
+
+def test_without_noise_or_secret_epsilon_is_infinite_and_refused(site: Path) -> None:
+    with Ledger.open(site) as ledger, pytest.raises(BudgetExceeded, match="infinite"):
+        PLAN.reserve(ledger, CONTRACT, 1, "d", secret=False)
+    allowed = dataclasses.replace(PLAN, allow_not_private=True)
+    with Ledger.open(site) as ledger:
+        allowed.reserve(ledger, CONTRACT, 1, "d", secret=False)
+    assert math.isinf(spent(verify(site).reservations, 1e-4))
+    with pytest.raises(BudgetExceeded):
+        ask(site, 2)
+
+
+def test_nothing_reserved_costs_nothing() -> None:
+    assert spent((), 1e-4) == 0.0
+    assert epsilon_after(CONTRACT, 0) == 0.0
+
+
+@pytest.mark.parametrize(
+    "epsilon, delta", [(0.0, 1e-4), (-1.0, 1e-4), (math.nan, 1e-4), (1.0, 1.0)]
+)
+def test_a_budget_that_promises_nothing_is_refused(epsilon: float, delta: float) -> None:
+    with pytest.raises(InputError):
+        calibrate(
+            epsilon=epsilon, delta=delta, rounds=1, local_steps=1, max_grad_norm=1.0,
+            sample_rate=1.0, public_denominator=1.0,
+        )  # fmt: skip
