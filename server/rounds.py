@@ -137,7 +137,8 @@ def _stop(
 
 
 def _send(grid: Grid, messages: Iterable[Message], timeout: float | None) -> list[Message]:
-    return list(grid.send_and_receive(messages, timeout=timeout))
+    # Some grids go through the messages twice, so a generator would arrive empty.
+    return list(grid.send_and_receive(list(messages), timeout=timeout))
 
 
 def _prepare(grid: Grid, federation: Federation, nodes: list[int]) -> None:
