@@ -103,7 +103,8 @@ def _steps(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        hooked = GradSampleModule(copy.deepcopy(parts.trainable), loss_reduction="sum")
+        # Opacus records activations in training mode only; no layer here behaves differently.
+        hooked = GradSampleModule(copy.deepcopy(parts.trainable).train(), loss_reduction="sum")
     hooks_optimizer = _PersonHooks(
         _sgd(hooked), noise_multiplier=NOISE, max_grad_norm=CLIP, expected_batch_size=PERSONS
     )
