@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -11,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import InputError, LedgerError
-from common.ledger import Ledger, LedgerReport, verify
+from common.ledger import Genesis, Ledger, LedgerReport, Reservation, verify
 from common.plan import spent
+
+_HEAD = "ledger.head"
 
 
 @click.group()
@@ -23,44 +26,26 @@ def ledger() -> None:
     """
 
 
-def _ledgers(path: Path) -> list[Path]:
-    """The folders of all ledgers that PATH means."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    if path.name == Ledger.FILE_NAME:
-        return [path.parent]
-    if (path / Ledger.FILE_NAME).exists() or (path / "ledger.head").exists():
-        return [path]
-    found = sorted(head.parent for head in path.glob("sites/*/ledger.head"))
-    found += [p.parent for p in path.glob("sites/*/ledger.jsonl") if p.parent not in found]
-    if not found:
-        raise InputError(f"there is no ledger in {path}", hint="name a site or a run folder")
-    return sorted(found)
-
-
-def _checked(folder: Path) -> LedgerReport:
-    if not (folder / Ledger.FILE_NAME).exists():
-        return LedgerReport((f"{Ledger.FILE_NAME} is gone but its head is there",), None, (), ())
-    return verify(folder)
-
-
 @ledger.command(name="verify")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify_command(path: Path, as_json: bool) -> None:
     """Check every line, hash and sequence; exit 3 if anything was changed, moved or cut off."""
-    reports = {folder: _checked(folder) for folder in _ledgers(path)}
+    reports = _reports(path)
+    findings = {str(folder): list(report.findings) for folder, report in reports.items()}
+    damaged = [folder for folder, texts in findings.items() if texts]
     if as_json:
-        result = {str(folder): list(report.findings) for folder, report in reports.items()}
-        click.echo(json.dumps({"ok": not any(result.values()), "findings": result}))
-    else:
-        for folder, report in reports.items():
-            rounds = len(report.reservations)
-            click.echo(f"{folder}: {'ok' if report.ok else 'DAMAGED'}, {rounds} rounds reserved")
-    bad = {folder: report for folder, report in reports.items() if not report.ok}
-    if bad:
-        lines = [f"{folder}: {text}" for folder, report in bad.items() for text in report.findings]
-        raise LedgerError("; ".join(lines), hint="what it states must not be relied on")
+        click.echo(json.dumps({"ok": not damaged, "findings": findings}))
+    for folder, report in reports.items():
+        if report.ok and not as_json:
+            click.echo(f"{folder}: ok, {len(report.reservations)} rounds reserved")
+        for text in report.findings:
+            click.echo(f"{folder}: {text}", err=True)
+    if damaged:
+        raise LedgerError(
+            f"{len(damaged)} of {len(findings)} ledgers do not hold",
+            hint="what they state must not be relied on",
+        )
 
 
 @ledger.command()
@@ -68,39 +53,85 @@ def verify_command(path: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(path: Path, as_json: bool) -> None:
     """Show what each site reserved and what all of it costs, recomputed by two accountants."""
-    reports = {folder: _checked(folder) for folder in _ledgers(path)}
+    reports = _reports(path)
     for folder, report in reports.items():
-        if not report.ok:
-            raise LedgerError(
-                f"{folder}: {report.findings[0]}", hint="see 'veilface ledger verify'"
-            )
+        for text in report.findings:
+            raise LedgerError(f"{folder}: {text}", hint="see 'veilface ledger verify'")
     if as_json:
         click.echo(json.dumps({"ledgers": [_as_json(f, r) for f, r in reports.items()]}))
         return
-    console = Console()
     for folder, report in reports.items():
-        console.print(_table(folder, report))
+        Console(soft_wrap=True).print(*_heading(folder, report), sep="\n", highlight=False)
+        Console().print(_table(report))
 
 
-def _epsilon(report: LedgerReport, rounds: int) -> float:
-    assert report.genesis is not None
-    return spent(report.reservations[:rounds], report.genesis.delta)
+def _reports(path: Path) -> dict[Path, LedgerReport]:
+    """Read every ledger that PATH means; one whose file is gone has that as its finding."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if path.name == Ledger.FILE_NAME:
+        path = path.parent
+    names = (Ledger.FILE_NAME, _HEAD)
+    folders = [path, *sorted(path.glob("sites/*"))]
+    found = [folder for folder in folders if any((folder / name).exists() for name in names)]
+    if not found:
+        raise InputError(f"there is no ledger in {path}", hint="name a site or a run folder")
+    gone = LedgerReport((f"{Ledger.FILE_NAME} is gone, but {_HEAD} is there",), None, (), ())
+    return {
+        folder: verify(folder) if (folder / Ledger.FILE_NAME).exists() else gone for folder in found
+    }
+
+
+def _genesis(report: LedgerReport) -> Genesis:
+    assert report.genesis is not None  # a report without findings has one
+    return report.genesis
+
+
+def _spending(report: LedgerReport) -> Iterator[tuple[Reservation, bool, float]]:
+    """Yield each reservation, whether its release is on record, and epsilon up to it."""
+    released = {commit.reservation for commit in report.commits}
+    for count, entry in enumerate(report.reservations, start=1):
+        so_far = spent(report.reservations[:count], _genesis(report).delta)
+        yield entry, entry.seq in released, so_far
+
+
+def _total(report: LedgerReport) -> tuple[float, float]:
+    """Return epsilon spent and epsilon remaining."""
+    genesis = _genesis(report)
+    total = spent(report.reservations, genesis.delta)
+    return total, max(0.0, genesis.epsilon - total)
+
+
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
 
 
 def _as_json(folder: Path, report: LedgerReport) -> dict[str, object]:
-    assert report.genesis is not None
-    total = _epsilon(report, len(report.reservations))
+    genesis = _genesis(report)
+    total, remaining = _total(report)
     return {
         "path": str(folder),
-        "ledger_id": report.genesis.ledger_id,
-        "privacy_unit": report.genesis.privacy_unit,
-        "adjacency": report.genesis.adjacency,
-        "delta": report.genesis.delta,
-        "budget_epsilon": report.genesis.epsilon,
-        "spent_epsilon": total if math.isfinite(total) else None,
-        "not_private": not all(r.private for r in report.reservations),
-        "rounds": len(report.reservations),
-        "committed": len(report.commits),
+        "ledger_id": genesis.ledger_id,
+        "privacy_unit": genesis.privacy_unit,
+        "adjacency": genesis.adjacency,
+        "delta": genesis.delta,
+        "budget_epsilon": genesis.epsilon,
+        "spent_epsilon": _finite(total),
+        "remaining_epsilon": remaining,
+        "not_private": not all(entry.private for entry in report.reservations),
+        "rounds": [
+            {
+                "run_id": entry.run_id,
+                "round": entry.round,
+                "noise_multiplier": entry.noise_multiplier,
+                "sample_rate": entry.sample_rate,
+                "steps": entry.steps,
+                "private": entry.private,
+                "committed": committed,
+                "epsilon": _finite(so_far),
+            }
+            for entry, committed, so_far in _spending(report)
+        ],
     }
 
 
@@ -108,26 +139,33 @@ def _words(epsilon: float) -> str:
     return f"{epsilon:.4f}" if math.isfinite(epsilon) else "infinite (not private)"
 
 
-def _table(folder: Path, report: LedgerReport) -> Table:
-    genesis = report.genesis
-    assert genesis is not None
-    title = (
-        f"{folder}\nbudget epsilon {genesis.epsilon:g} at delta {genesis.delta:g}, "
-        "one person added or removed"
+def _heading(folder: Path, report: LedgerReport) -> tuple[str, str]:
+    genesis = _genesis(report)
+    total, remaining = _total(report)
+    return (
+        f"{folder}: epsilon {_words(total)} spent of {genesis.epsilon:g}, "
+        f"{remaining:.4f} remaining",
+        f"at delta {genesis.delta:g}, for a person added or removed at this site",
     )
-    table = Table(title=title)
-    for column in ("run", "round", "noise_multiplier", "sample_rate", "steps", "released"):
-        table.add_column(column, justify="right")
-    table.add_column(f"epsilon so far (delta {genesis.delta:g})", justify="right")
-    done = {commit.reservation for commit in report.commits}
-    for count, entry in enumerate(report.reservations, start=1):
+
+
+def _table(report: LedgerReport) -> Table:
+    table = Table()
+    table.add_column("run", overflow="fold")
+    names = "round", "noise\nmultiplier", "sample\nrate", "steps", "private", "committed", "epsilon"
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    named = ""
+    for entry, committed, so_far in _spending(report):
         table.add_row(
-            entry.run_id,
+            entry.run_id if entry.run_id != named else "",
             str(entry.round),
             f"{entry.noise_multiplier:.4f}",
             f"{entry.sample_rate:g}",
             str(entry.steps),
-            "yes" if entry.seq in done else "no (counts as spent)",
-            _words(_epsilon(report, count)),
+            "yes" if entry.private else "no",
+            "yes" if committed else "no (spent)",
+            _words(so_far),
         )
+        named = entry.run_id
     return table

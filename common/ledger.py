@@ -147,6 +147,7 @@ class Ledger:
             if (old.run_id, old.round) == (run_id, round):
                 if old.request_digest != request_digest:
                     raise Refused(f"round {round} of run {run_id} was reserved for another request")
+                self._update_head()  # it may be behind: the first answer failed on a full disk
                 return old
         check((*self.reservations, new))
         self._append(new)
