@@ -1,84 +1,50 @@
-"""What a list of releases costs: epsilon at delta, for adding or removing one person.
+"""What a sequence of releases costs: (epsilon, delta) for adding or removing one person.
 
-Two accountants answer every question and must agree: for full batches of persons the exact
-Gaussian bound and Google's privacy loss distribution, for Poisson samples that distribution and
-Opacus' privacy random variables. An event of an unknown kind is an error, never a guess. Opacus'
-GDP accountant is not used: it reads only the last entry of its history and under-reports mixed
-runs.
+Guarantee: epsilon is never reported below the truth. It is exact for full batches and an upper
+bound otherwise, and `cross_checked_epsilon` refuses unless a second, independent accountant
+confirms it. Opacus' GDP accountant is never used: it reports less than the truth.
+
+    accountant  what it is (`common.accountants`)             role
+    exact       Gaussian mechanism                            full batches
+    pld         privacy loss distributions, dp_accounting     Poisson sampling; confirms exact
+    prv         privacy random variables, Opacus, to 1%       confirms pld
+    rdp         Renyi, additive, 5 to 20% loose               live odometer; delta too small for pld
+    opacus-rdp  Renyi, Opacus, fractional orders too          confirms where pld, prv do not reach
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
 from functools import lru_cache
-from typing import Final, Literal, assert_never
+from typing import Literal
 
-import dp_accounting
-from dp_accounting import pld
-from opacus.accountants import PRVAccountant
-from opacus.accountants.analysis import rdp as opacus_rdp
 from scipy.optimize import brentq
-from scipy.special import log_ndtr
-from scipy.stats import norm
 
+from common import accountants
+from common.composition import Composition, Event, GaussianEvent, PoissonEvent, compose, join
 from common.errors import InputError, Refused
 
-Accountant = Literal["exact", "pld", "prv", "rdp"]
-_ORDERS: Final = tuple(1 + x / 10 for x in range(1, 100)) + tuple(range(11, 256)) + (512, 1024)
-# How far the second accountant may lie from the first: both discretise, upwards.
-_RELATIVE_SLACK: Final = 0.02
-_ABSOLUTE_SLACK: Final = 0.03
-_PRV_ERROR: Final = 0.01
-# Beyond this PRV needs minutes; no one is protected by such an epsilon, and RDP bounds it.
-_PRV_LIMIT: Final = 50.0
-_ROUND_UP: Final = 1e-6
+__all__ = [
+    "Accountant",
+    "CheckedEpsilon",
+    "Event",
+    "GaussianEvent",
+    "PoissonEvent",
+    "RdpOdometer",
+    "cross_checked_epsilon",
+    "epsilon",
+    "noise_multiplier_for",
+]
 
-
-@dataclass(frozen=True)
-class GaussianEvent:
-    """`steps` releases of a sum over all persons, noise `noise_multiplier` times the clip."""
-
-    noise_multiplier: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check(self.noise_multiplier, self.steps)
-
-
-@dataclass(frozen=True)
-class PoissonEvent:
-    """`steps` releases, each over persons drawn by independent coins of `sample_rate`."""
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check(self.noise_multiplier, self.steps)
-        if not (math.isfinite(self.sample_rate) and 0.0 < self.sample_rate <= 1.0):
-            raise InputError(f"sample_rate must lie in (0, 1], not {self.sample_rate}")
-
-
-Event = GaussianEvent | PoissonEvent
-
-
-def _check(noise_multiplier: float, steps: int) -> None:
-    if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0.0):
-        raise InputError(f"noise_multiplier must be finite, not negative: {noise_multiplier}")
-    if steps < 0:
-        raise InputError(f"steps must not be negative: {steps}")
-
-
-def _check_delta(delta: float) -> None:
-    if not 0.0 < delta < 1.0:
-        raise InputError(f"delta must lie strictly between 0 and 1, not {delta}")
+Accountant = Literal["exact", "pld", "prv", "rdp", "opacus-rdp"]
 
 
 @dataclass(frozen=True)
 class CheckedEpsilon:
-    """An epsilon, who computed it, and what the second accountant said."""
+    """`epsilon` >= 0, an upper bound, by `accountant`; `second_accountant` gave `second`."""
 
     epsilon: float
     accountant: Accountant
@@ -86,161 +52,182 @@ class CheckedEpsilon:
     second_accountant: Accountant
 
 
-def epsilon(events: Sequence[Event], delta: float, accountant: Accountant) -> float:
-    """Return epsilon at `delta` of all events composed; 0 for none, infinite without noise."""
-    _check_delta(delta)
-    used = [event for event in events if event.steps > 0]
-    if not used:
-        return 0.0
-    if any(event.noise_multiplier == 0.0 for event in used):
-        return math.inf
-    by_name: dict[Accountant, Callable[[Sequence[Event], float], float]] = {
-        "exact": _exact,
-        "pld": _pld,
-        "prv": _prv,
-        "rdp": _rdp,
-    }
-    if accountant not in by_name:
-        raise InputError(f"unknown accountant {accountant!r}")
-    return by_name[accountant](used, delta)
+def epsilon(events: Iterable[Event], delta: float, accountant: Accountant | None = None) -> float:
+    """Return epsilon >= 0 of all events together, by the tightest accountant unless one is named.
 
-
-def gaussian_delta(epsilon_: float, mu: float) -> float:
-    """Return delta of the Gaussian mechanism with sensitivity over noise `mu` at `epsilon_`.
-
-    Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu): Balle and Wang 2018, arXiv:1805.06530, eq. 6.
+    No event or no step gives 0, a step without noise infinity. Raises InputError on `delta`
+    outside (0, 1), on an unknown event, and if the named accountant cannot account for the events.
     """
-    return float(
-        norm.cdf(mu / 2 - epsilon_ / mu)
-        - math.exp(min(700.0, epsilon_ + float(log_ndtr(-mu / 2 - epsilon_ / mu))))
-    )
+    composed = _checked(events, delta)
+    if not _accountable(composed):
+        return composed.mu
+    name = accountant or _tightest(composed, delta)
+    if name == "exact" and composed.sampled:
+        raise InputError("the exact accountant knows full batches only", hint="use pld")
+    if name == "pld" and not accountants.pld_resolves(composed, delta):
+        raise InputError("pld cannot resolve so small a delta or so many steps", hint="use rdp")
+    return _by(name, composed, delta)
 
 
-def _exact(events: Sequence[Event], delta: float) -> float:
-    """Composed Gaussian releases are one with mu^2 = sum steps / sigma^2 (Dong et al. 2022)."""
-    mu_squared = 0.0
-    for event in events:
-        if not isinstance(event, GaussianEvent):
-            raise InputError("the exact accountant knows full batches only")
-        mu_squared += event.steps / event.noise_multiplier**2
-    mu = math.sqrt(mu_squared)
-    if gaussian_delta(0.0, mu) <= delta:
-        return 0.0
-    high = 1.0
-    while gaussian_delta(high, mu) > delta:
-        high *= 2.0
-        if high > 1e9:
-            return math.inf
-    root = float(brentq(lambda e: gaussian_delta(e, mu) - delta, 0.0, high, xtol=1e-12))
-    return root * (1.0 + 1e-12) + 1e-12  # never below the truth
+def cross_checked_epsilon(events: Iterable[Event], delta: float) -> CheckedEpsilon:
+    """Return epsilon by the tightest accountant, once an independent one has confirmed it.
 
-
-def _composed(events: Sequence[Event]) -> dp_accounting.DpEvent:
-    parts = []
-    for event in events:
-        inner = dp_accounting.GaussianDpEvent(event.noise_multiplier)
-        match event:
-            case PoissonEvent():
-                inner = dp_accounting.PoissonSampledDpEvent(event.sample_rate, inner)
-            case GaussianEvent():
-                pass
-            case _:
-                assert_never(event)
-        parts.append(dp_accounting.SelfComposedDpEvent(inner, event.steps))
-    return dp_accounting.ComposedDpEvent(parts)
-
-
-def _pld(events: Sequence[Event], delta: float) -> float:
-    """Pessimistic privacy loss distribution (Meiser and Mohammadi 2018; Google dp_accounting)."""
-    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(_composed(events))
-    return float(accountant.get_epsilon(delta))
-
-
-def _prv(events: Sequence[Event], delta: float) -> float:
-    """Opacus' privacy random variable accountant (Gopi et al. 2021), its upper end."""
-    accountant = PRVAccountant()
-    accountant.history = [
-        (e.noise_multiplier, e.sample_rate if isinstance(e, PoissonEvent) else 1.0, e.steps)
-        for e in events
-    ]
-    return max(0.0, float(accountant.get_epsilon(delta, eps_error=_PRV_ERROR)))
-
-
-def _rdp(events: Sequence[Event], delta: float) -> float:
-    """Opacus' Renyi accountant (Mironov 2017; Mironov et al. 2019), an upper bound."""
-    total = [0.0] * len(_ORDERS)
-    for event in events:
-        rate = event.sample_rate if isinstance(event, PoissonEvent) else 1.0
-        added = opacus_rdp.compute_rdp(
-            q=rate, noise_multiplier=event.noise_multiplier, steps=event.steps, orders=_ORDERS
-        )
-        total = [a + float(b) for a, b in zip(total, added, strict=True)]
-    found, _ = opacus_rdp.get_privacy_spent(orders=_ORDERS, rdp=total, delta=delta)
-    return max(0.0, float(found))
-
-
-def cross_checked_epsilon(events: Sequence[Event], delta: float) -> CheckedEpsilon:
-    """Return epsilon by the tighter accountant, confirmed by the second; else refuse.
-
-    They must agree within 2% and 0.03; above epsilon 50 a Renyi bound, which may lie anywhere
-    above, is the second for Poisson samples.
+    Raises Refused if the two contradict each other beyond the second one's known error, and
+    InputError as `epsilon`.
     """
-    return _cross_checked(tuple(event for event in events if event.steps > 0), delta)
-
-
-@lru_cache(maxsize=4096)
-def _cross_checked(events: tuple[Event, ...], delta: float) -> CheckedEpsilon:
-    gaussian = all(isinstance(event, GaussianEvent) for event in events)
-    first: Accountant = "exact" if gaussian else "pld"
-    found = epsilon(events, delta, first)
-    second: Accountant = "pld" if gaussian else "prv" if found <= _PRV_LIMIT else "rdp"
-    if not events or math.isinf(found):
-        return CheckedEpsilon(found, first, found, second)
-    other = epsilon(events, delta, second)
-    slack = _RELATIVE_SLACK * found + _ABSOLUTE_SLACK
-    if other < found - slack or (second != "rdp" and other > found + slack):
-        raise Refused(
-            f"the accountants disagree: {first} says epsilon {found:.6g}, {second} {other:.6g} "
-            f"(delta {delta:g})",
-            hint="no epsilon is stated that only one of them supports",
-        )
-    return CheckedEpsilon(found, first, other, second)
+    composed = _checked(events, delta)
+    if not _accountable(composed):
+        return CheckedEpsilon(composed.mu, "exact", composed.mu, "exact")
+    return _cross_check(composed, delta)
 
 
 def noise_multiplier_for(
-    epsilon_: float, delta: float, steps: int, sample_rate: float = 1.0
+    epsilon: float, delta: float, steps: int, sample_rate: float = 1.0
 ) -> float:
-    """Return the least noise multiplier, rounded up, whose `steps` cost at most `epsilon_`."""
-    _check_delta(delta)
-    if not (math.isfinite(epsilon_) and epsilon_ > 0.0):
-        raise InputError(f"epsilon must be positive and finite, not {epsilon_}")
-    if steps < 1:
-        raise InputError(f"at least one step is needed, not {steps}")
-    if not 0.0 < sample_rate <= 1.0:
-        raise InputError(f"sample_rate must lie in (0, 1], not {sample_rate}")
+    """Return the smallest noise_multiplier, rounded up to 5 digits, that keeps within `epsilon`.
 
-    def cost(sigma: float) -> float:
-        if sample_rate == 1.0:
-            return epsilon([GaussianEvent(sigma, steps)], delta, "exact")
-        return epsilon([PoissonEvent(sigma, sample_rate, steps)], delta, "pld")
+    Verified by `cross_checked_epsilon`. Raises InputError unless `epsilon` is positive and finite,
+    `steps` >= 1, `delta` in (0, 1) and `sample_rate` in (0, 1].
+    """
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise InputError(f"epsilon must be positive and finite, not {epsilon}")
+    if PoissonEvent(1.0, sample_rate, steps).steps == 0:
+        raise InputError("steps must be at least 1", hint="without a step nothing is spent")
 
-    low, high = 0.0, 1.0
-    while cost(high) > epsilon_:
-        low, high = high, high * 2.0
-        if high > 1e9:
-            raise InputError(f"no noise reaches epsilon {epsilon_} at delta {delta}")
-    tolerance = 1e-9 if sample_rate == 1.0 else 1e-4
-    while high - low > tolerance * high:
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if cost(middle) > epsilon_ else (low, middle)
-    sigma = high * (1.0 + _ROUND_UP)
-    event: Event = (
-        GaussianEvent(sigma, steps)
-        if sample_rate == 1.0
-        else PoissonEvent(sigma, sample_rate, steps)
-    )
-    checked = cross_checked_epsilon([event], delta).epsilon
-    if checked > epsilon_:
-        raise Refused(f"the noise for epsilon {epsilon_} costs {checked} when checked again")
-    return sigma
+    def spend(sigma: float, rate: float) -> Composition:
+        return _checked([PoissonEvent(sigma, rate, steps)], delta)
+
+    def search(rate: float, start: float) -> float:
+        def spent(sigma: float) -> float:
+            composed = spend(sigma, rate)
+            return _by(_tightest(composed, delta), composed, delta)
+
+        return _smallest(spent, epsilon, start)
+
+    sigma = search(1.0, math.sqrt(steps))
+    if sample_rate < 1.0:
+        sigma = search(sample_rate, sample_rate * sigma)  # the least that many steps may need
+    for _ in range(1000):
+        sigma = _round_up(sigma)
+        if _cross_check(spend(sigma, sample_rate), delta).epsilon <= epsilon:
+            return sigma
+        sigma = math.nextafter(sigma, math.inf)
+    raise Refused(f"no noise_multiplier near {sigma} was confirmed for epsilon {epsilon}")
+
+
+class RdpOdometer:
+    """A running total quick enough for every round: exact for full batches, RDP after sampling.
+
+    RDP is an upper bound: 5 to 20% loose for many steps, up to twice the truth for a few sampled
+    steps with little noise, never above the full batch.
+    """
+
+    def __init__(self, delta: float) -> None:
+        self._delta = delta
+        self._composed = _checked((), delta)
+
+    def spend(self, event: Event) -> float:
+        """Add one event and return epsilon so far; infinite after a step without noise."""
+        self._composed = join(self._composed, event)
+        return self.epsilon
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon >= 0 of all that was spent."""
+        if not _accountable(self._composed):
+            return self._composed.mu
+        return _by("rdp" if self._composed.sampled else "exact", self._composed, self._delta)
+
+
+def _checked(events: Iterable[Event], delta: float) -> Composition:
+    if not 0.0 < delta < 1.0:
+        raise InputError(f"delta must lie in (0, 1), not {delta}")
+    return compose(events)
+
+
+def _accountable(composed: Composition) -> bool:
+    """Whether there is something to compute; if not, `mu` (0 or infinite) is epsilon itself."""
+    return math.isfinite(composed.mu) and (composed.mu > 0 or composed.sampled != ())
+
+
+def _tightest(composed: Composition, delta: float) -> Accountant:
+    if not composed.sampled:
+        return "exact"
+    return "pld" if accountants.pld_resolves(composed, delta) else "rdp"
+
+
+def _by(name: Accountant, composed: Composition, delta: float) -> float:
+    match name:
+        case "exact":
+            return accountants.exact(composed, delta)
+        case "pld":
+            return accountants.pld(composed, delta)
+        case "rdp":
+            return accountants.rdp(composed, delta)
+        case "prv":
+            error = accountants.prv_error(accountants.rdp(composed, delta))
+            value = accountants.prv(composed, delta, error)
+            if value is None:
+                raise InputError("prv cannot account for these events", hint="use pld or rdp")
+            return value
+        case "opacus-rdp":
+            return accountants.opacus_rdp(composed, delta)
+
+
+@lru_cache(maxsize=512)
+def _cross_check(composed: Composition, delta: float) -> CheckedEpsilon:
+    first = _tightest(composed, delta)
+    value = _by(first, composed, delta)
+    second = _second(first, value, composed, delta)
+    if not second.low <= value <= second.high:
+        raise Refused(
+            f"two accountants contradict each other: {first} says epsilon {value:.6g}, "
+            f"{second.accountant} says {second.value:.6g}",
+            hint="nothing may be released on this; please report it with the run's settings",
+        )
+    return CheckedEpsilon(value, first, second.value, second.accountant)
+
+
+@dataclass(frozen=True)
+class _Second:
+    """What a second accountant gave, and the range in which it lets the first one lie."""
+
+    accountant: Accountant
+    value: float
+    low: float
+    high: float
+
+
+def _second(first: Accountant, value: float, composed: Composition, delta: float) -> _Second:
+    if first == "exact" and accountants.pld_resolves(composed, delta):
+        second = accountants.pld(composed, delta)
+        return _Second("pld", second, (second - 1e-3) / 1.005, second * 1.0001)
+    error = accountants.prv_error(value)
+    if first == "pld" and accountants.prv_fits(composed, delta, error, value):
+        found = accountants.prv(composed, delta, error)
+        if found is not None:
+            return _Second("prv", found, found - 2.2 * error, found * 1.005)
+    second = accountants.opacus_rdp(composed, delta)
+    high = second * 1.0001 if first != "rdp" else math.inf  # rdp has fewer orders, so is higher
+    return _Second("opacus-rdp", second, (second - 0.1) / 2, high)
+
+
+def _smallest(spent: Callable[[float], float], target: float, start: float) -> float:
+    """Return, to 1e-6, the noise at which the falling function `spent` meets `target`."""
+    high = start
+    while spent(high) > target:
+        high *= 1.25
+        if high > 1e9 * start:
+            raise InputError(f"no noise gives epsilon {target} at this delta", hint="raise either")
+    low = high / 1.25
+    while spent(low) <= target:
+        low, high = low / 1.25, low
+
+    def excess(log_sigma: float) -> float:
+        return min(spent(math.exp(log_sigma)), 1e9) - target
+
+    return math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-6))
+
+
+def _round_up(sigma: float) -> float:
+    return float(Context(prec=5, rounding=ROUND_CEILING).plus(Decimal(sigma)))
