@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import click
@@ -62,7 +63,8 @@ def show(path: Path, as_json: bool) -> None:
         return
     for folder, report in reports.items():
         Console(soft_wrap=True).print(*_heading(folder, report), sep="\n", highlight=False)
-        Console().print(_table(report))
+        for table in _tables(report):
+            Console().print(table)
 
 
 def _reports(path: Path) -> dict[Path, LedgerReport]:
@@ -149,23 +151,22 @@ def _heading(folder: Path, report: LedgerReport) -> tuple[str, str]:
     )
 
 
-def _table(report: LedgerReport) -> Table:
-    table = Table()
-    table.add_column("run", overflow="fold")
-    names = "round", "noise\nmultiplier", "sample\nrate", "steps", "private", "committed", "epsilon"
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
-    named = ""
-    for entry, committed, so_far in _spending(report):
-        table.add_row(
-            entry.run_id if entry.run_id != named else "",
-            str(entry.round),
-            f"{entry.noise_multiplier:.4f}",
-            f"{entry.sample_rate:g}",
-            str(entry.steps),
-            "yes" if entry.private else "no",
-            "yes" if committed else "no (spent)",
-            _words(so_far),
-        )
-        named = entry.run_id
-    return table
+def _tables(report: LedgerReport) -> Iterator[Table]:
+    """Yield one table a run, in the order of the ledger."""
+    for run_id, rows in groupby(_spending(report), key=lambda row: row[0].run_id):
+        table = Table(title=f"run {run_id}")
+        for name in ("round", "noise\nmultiplier", "sample\nrate", "steps", "private"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("committed", justify="right", no_wrap=True)
+        table.add_column("epsilon\nso far", justify="right", overflow="fold")
+        for entry, committed, so_far in rows:
+            table.add_row(
+                str(entry.round),
+                f"{entry.noise_multiplier:.4f}",
+                f"{entry.sample_rate:g}",
+                str(entry.steps),
+                "yes" if entry.private else "no",
+                "yes" if committed else "no (spent)",
+                _words(so_far),
+            )
+        yield table
