@@ -93,7 +93,7 @@ def test_pld_prv_and_renyi_agree_within_their_slack_under_sampling(
     rdp, opacus = epsilon(events, 1e-5, "rdp"), epsilon(events, 1e-5, "opacus-rdp")
     assert pld * 0.999 < prv < pld * 1.03
     assert pld < opacus < 1.25 * pld
-    assert opacus * (1 - 1e-9) < rdp < 1.1 * opacus  # fewer orders
+    assert opacus * (1 - 1e-9) < rdp < 1.25 * opacus  # fewer orders
     checked = cross_checked_epsilon(events, 1e-5)
     assert (checked.epsilon, checked.accountant, checked.second_accountant) == (pld, "pld", "prv")
 
