@@ -49,6 +49,10 @@ def test_two_runs_on_one_ledger_add_up(site: Path) -> None:
             ask(site, round_, run_id, wide)
     total = spent(verify(site).reservations, 1e-4)
     assert 2.0 < total < 4.0, "composition is more than one run and less than the sum"
+    assert total == pytest.approx(epsilon_after(CONTRACT, 2 * CONTRACT.rounds), rel=1e-6)
+    tight = dataclasses.replace(PLAN, epsilon=total)
+    with pytest.raises(BudgetExceeded, match=r"would bring epsilon to [0-9.]+ of"):
+        ask(site, 1, "third", tight)
 
 
 def test_without_noise_or_secret_epsilon_is_infinite_and_refused(site: Path) -> None:
@@ -60,6 +64,45 @@ def test_without_noise_or_secret_epsilon_is_infinite_and_refused(site: Path) -> 
     assert math.isinf(spent(verify(site).reservations, 1e-4))
     with pytest.raises(BudgetExceeded):
         ask(site, 2)
+
+
+def test_a_contract_without_noise_is_refused_before_anything_is_written(site: Path) -> None:
+    bare = dataclasses.replace(CONTRACT.privacy, epsilon=None, noise_multiplier=0.0)
+    contract = dataclasses.replace(CONTRACT, privacy=bare)
+    before = (site / Ledger.FILE_NAME).read_bytes()
+    with Ledger.open(site) as ledger:
+        with pytest.raises(BudgetExceeded, match="infinite"):
+            PLAN.reserve(ledger, contract, 1, "d", secret=True)
+        assert (site / Ledger.FILE_NAME).read_bytes() == before
+        allowed = dataclasses.replace(PLAN, allow_not_private=True)
+        assert not allowed.reserve(ledger, contract, 1, "d", secret=True).private
+    assert epsilon_after(contract, 1) == math.inf == spent(verify(site).reservations, 1e-4)
+
+
+def test_a_retried_round_is_free_even_when_the_budget_is_spent(site: Path) -> None:
+    for round_ in range(1, CONTRACT.rounds + 1):
+        ask(site, round_)
+    before = (site / Ledger.FILE_NAME).read_bytes()
+    ask(site, CONTRACT.rounds)
+    assert (site / Ledger.FILE_NAME).read_bytes() == before
+
+
+def test_a_sampled_run_fits_its_budget_and_not_one_round_more(site: Path) -> None:
+    privacy = calibrate(
+        epsilon=2.0, delta=1e-4, rounds=4, local_steps=5, max_grad_norm=0.5,
+        sample_rate=0.2, public_denominator=5.0,
+    )  # fmt: skip
+    contract = dataclasses.replace(CONTRACT, privacy=privacy, local_steps=5)
+    with Ledger.open(site) as ledger:
+        for round_ in range(1, contract.rounds + 1):
+            PLAN.reserve(ledger, contract, round_, f"{round_}", secret=True)
+        total = spent(ledger.reservations, 1e-4)
+        assert total == pytest.approx(epsilon_after(contract, contract.rounds), rel=1e-6)
+        assert 1.99 < total <= 2.0
+        with pytest.raises(BudgetExceeded):
+            PLAN.reserve(ledger, contract, contract.rounds + 1, "more", secret=True)
+        assert len(ledger.reservations) == contract.rounds
+    assert len(verify(site).reservations) == contract.rounds
 
 
 def test_nothing_reserved_costs_nothing() -> None:
