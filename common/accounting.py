@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 from scipy.optimize import brentq
 
@@ -56,8 +56,10 @@ def epsilon(events: Iterable[Event], delta: float, accountant: Accountant | None
     """Return epsilon >= 0 of all events together, by the tightest accountant unless one is named.
 
     No event or no step gives 0, a step without noise infinity. Raises InputError on `delta`
-    outside (0, 1), on an unknown event, and if the named accountant cannot account for the events.
+    outside (0, 1), an unknown event or accountant, or one that cannot account for the events.
     """
+    if accountant is not None and accountant not in get_args(Accountant):
+        raise InputError(f"there is no accountant {accountant!r}", hint="it never guesses")
     composed = _checked(events, delta)
     if not _accountable(composed):
         return composed.mu

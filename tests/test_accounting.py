@@ -248,6 +248,10 @@ def test_a_bad_count_rate_event_or_accountant_is_an_input_error() -> None:
         noise_multiplier_for(1.0, 1e-5, 0)
     with pytest.raises(InputError, match="knows no event"):
         epsilon([cast(Any, ("laplace", 1.0))], 1e-5)
+    for unknown in ("gdp", "PLD", ""):
+        for events in ([], [GaussianEvent(1.0, 1)]):
+            with pytest.raises(InputError, match="no accountant"):
+                epsilon(events, 1e-5, cast(Any, unknown))
     with pytest.raises(InputError, match="full batches only"):
         epsilon([PoissonEvent(1.0, 0.1, 1)], 1e-5, "exact")
     with pytest.raises(InputError, match="resolve"):
