@@ -28,12 +28,12 @@ class AdapterHead(nn.Module):
     feature_scale: Tensor
 
     def __init__(self, projection: nn.Linear, public_features: Tensor) -> None:
-        """Take the public projection and the public bank's features [N, F], N >= 2."""
+        """Take the public projection and the public bank's features [N, F], N >= 2.
+
+        A bank of another shape, not finite, or of N equal rows, has no such statistics: InputError.
+        """
         super().__init__()
-        if public_features.dim() != 2 or len(public_features) < 2:
-            raise InputError("the adapter needs the features of at least two public images")
-        if not torch.isfinite(public_features).all():
-            raise InputError("the public features hold a NaN or an infinity")
+        _check(public_features, projection.in_features)
         self.projection = nn.Linear(
             projection.in_features, projection.out_features, bias=projection.bias is not None
         )
@@ -54,3 +54,19 @@ class AdapterHead(nn.Module):
         public = (self.projection(features) - self.center) / self.scale
         learned: Tensor = self.adapter((features - self.feature_mean) / self.feature_scale)
         return F.normalize(public + learned, dim=-1)
+
+
+def _check(public_features: Tensor, features: int) -> None:
+    if public_features.dim() != 2 or len(public_features) < 2:
+        raise InputError("the adapter needs the features of at least two public images")
+    if public_features.shape[1] != features:
+        raise InputError(
+            f"the public features have {public_features.shape[1]} numbers an image, not {features}",
+            hint="compute them with the same backbone",
+        )
+    if not torch.isfinite(public_features).all():
+        raise InputError("the public features hold a NaN or an infinity")
+    if torch.equal(public_features, public_features[:1].expand_as(public_features)):
+        raise InputError(
+            "the public images are all alike", hint="give a bank of different people's faces"
+        )
