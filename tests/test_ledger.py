@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import shutil
 import stat
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from common.errors import BudgetExceeded, LedgerError, Refused
 from common.ledger import Genesis, Ledger, Reservation, verify
+from common.ledger_format import Head, encode_head
 
 GENESIS = Genesis(delta=1e-4, epsilon=4.0)
 FILE, HEAD = Ledger.FILE_NAME, "ledger.head"
@@ -177,6 +179,14 @@ def test_lines_of_another_ledger_and_a_missing_or_foreign_head_are_found(
     target = copy_with(original, tmp_path, None)
     (target / HEAD).unlink()
     assert refused(target)
+
+
+def test_an_old_head_is_found(original: Path, tmp_path: Path) -> None:
+    """Else whoever puts back an old head could then cut the ledger down to it, line by line."""
+    chain = [json.loads(line) for line in lines(original)]
+    for entry in chain[:-2]:
+        old = encode_head(Head(entry["seq"], entry["hash"]))
+        assert refused(copy_with(original, tmp_path, None, old))
 
 
 def test_an_interrupted_append_is_mended_at_any_byte(original: Path, tmp_path: Path) -> None:
