@@ -57,4 +57,5 @@ def _unit(vectors: NDArray[np.floating], name: str) -> NDArray[np.float64]:
     norms = np.linalg.norm(array, axis=1)
     if not np.all(np.abs(norms - 1.0) <= _NORM_TOLERANCE):  # NaN fails the comparison too
         raise InputError(f"a {name} embedding is zero, not finite or not of unit norm")
-    return array
+    # float32 norms are off by 1e-7, which a distance near 0 would magnify to 5e-4.
+    return np.asarray(array / norms[:, None])

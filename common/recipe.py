@@ -26,7 +26,7 @@ class Recipe:
 
 
 _RECIPES: dict[TrainSet, Recipe] = {
-    "adapter": Recipe(48.0, 0.2, 4, 200, True, 0.5, 0.1, 0.9, 1.0),
+    "adapter": Recipe(40.0, 0.2, 4, 100, True, 0.5, 0.07, 0.9, 1.0),
     "tail": Recipe(48.0, 0.2, 4, 200, False, 0.5, 0.05, 0.9, 1.0),
     "full": Recipe(48.0, 0.2, 4, 100, False, 0.5, 0.05, 0.9, 1.0),
 }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from common.matching import cosine_to_euclidean, pair_scores, scores
+from common.matching import Measure, cosine_to_euclidean, pair_scores, scores
 
 
 def unit(seed: int, rows: int) -> NDArray[np.float64]:
@@ -30,10 +30,10 @@ def test_scores_equal_their_definitions_and_order_alike(seed: int) -> None:
 
 def test_pairs_are_the_diagonal_of_the_matrix() -> None:
     first, second = unit(1, 4), unit(2, 4)
-    for measure in ("cosine", "euclidean"):
+    measures: tuple[Measure, ...] = ("cosine", "euclidean")
+    for measure in measures:
         np.testing.assert_allclose(
-            pair_scores(first, second, measure),  # type: ignore[arg-type]
-            np.diag(scores(first, second, measure)),  # type: ignore[arg-type]
+            pair_scores(first, second, measure), np.diag(scores(first, second, measure))
         )
 
 
@@ -41,6 +41,8 @@ def test_a_face_with_itself_has_the_highest_score() -> None:
     one = unit(3, 1)
     assert scores(one, one)[0, 0] == pytest.approx(1.0)
     assert scores(one, one, "euclidean")[0, 0] == pytest.approx(0.0, abs=1e-7)
+    single = unit(5, 50).astype(np.float32)
+    assert pair_scores(single, single, "euclidean").min() > -1e-7
     assert cosine_to_euclidean(np.array([-1.0]))[0] == pytest.approx(-2.0)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,52 @@ def test_a_file_that_holds_something_else_is_named(tmp_path: Path, data: bytes) 
         read_state(tmp_path / "absent.pt")
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "model"])
+def test_no_cut_or_flipped_file_gets_past_a_clear_error(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ("w.pt" if kind in ("zip", "legacy") else "w.safetensors")
+    if kind == "model":
+        save_model(path, backbone="lenet", train_set="full", state=good(), meta={"a": "b"})
+    elif kind == "safetensors":
+        safetensors.torch.save_file(good(), str(path))
+    else:
+        torch.save(good(), path, _use_new_zipfile_serialization=kind == "zip")
+    whole, chance, refused = path.read_bytes(), random.Random(0), 0
+    for round_ in range(120):
+        data = bytearray(whole)
+        if round_ % 3 == 0:
+            del data[chance.randrange(len(data)) :]
+        else:
+            for _ in range(round_ % 3):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(bytes(data))
+        try:
+            if kind == "model":
+                load_model(path)
+            else:
+                load_into(network(), read_state(path), "file")
+        except WeightsError as error:
+            refused += path.name in error.message or "file" in error.message
+    assert refused >= 40  # each file cut short, at least
+
+
+def test_tensors_without_plain_values_are_named(tmp_path: Path) -> None:
+    for strange in (torch.zeros(2, 3).to_sparse(), torch.zeros(2, 3, device="meta")):
+        torch.save({**good(), "weight": strange}, tmp_path / "w.pt")
+        with pytest.raises(WeightsError, match="weight is sparse"):
+            read_state(tmp_path / "w.pt")
+
+
+def test_a_file_that_unpacks_to_more_than_the_limit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    torch.save(good(), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/9", bytes(64))
+        archive.filelist[-1].file_size = 3 * 2**30  # what the file's directory claims
+    with pytest.raises(WeightsError, match="unpacks to more than 2 GiB"):
+        read_state(path)
+
+
 @pytest.mark.parametrize(
     "change, names",
     [
@@ -80,6 +129,7 @@ def test_a_file_that_holds_something_else_is_named(tmp_path: Path, data: bytes) 
         ({"weight": torch.zeros(3, 2)}, r"weight has shape \[3, 2\]"),
         ({"weight": torch.full((2, 3), float("nan"))}, "weight holds a NaN"),
         ({"weight": torch.zeros(2, 3, dtype=torch.int64)}, "weight is torch.int64"),
+        ({"weight": torch.full((2, 3), 1e300, dtype=torch.float64)}, "too large a number"),
     ],
 )
 def test_the_tensor_at_fault_is_named_and_nothing_is_loaded(
@@ -113,6 +163,35 @@ def test_a_saved_model_comes_back_and_one_changed_bit_is_found(tmp_path: Path) -
     safetensors.torch.save_file(good(), str(path))
     with pytest.raises(WeightsError, match="not a model of this version"):
         load_model(path)
+
+
+@pytest.mark.parametrize("change", [{"backbone": None}, {"meta": None}, {"meta": "["}])
+def test_a_model_that_does_not_say_what_it_is_is_refused(
+    change: dict[str, str | None], tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, backbone="lenet", train_set="full", state=good(), meta={})
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        metadata = {**file.metadata(), **change}
+    kept = {key: value for key, value in metadata.items() if value is not None}
+    safetensors.torch.save_file(good(), str(path), metadata=kept)
+    with pytest.raises(WeightsError, match="does not say what it was trained on"):
+        load_model(path)
+    text = {**metadata, "backbone": "lenet", "meta": json.dumps({"a": 1})}
+    safetensors.torch.save_file(good(), str(path), metadata=text)
+    with pytest.raises(WeightsError, match="notes that are not text"):
+        load_model(path)
+
+
+def test_a_model_with_a_nan_is_not_saved_and_shared_tensors_are(tmp_path: Path) -> None:
+    path, shared = tmp_path / "m.safetensors", torch.ones(3)
+    save_model(path, backbone="lenet", train_set="full", state={"a": shared, "b": shared}, meta={})
+    assert torch.equal(load_model(path).state["b"], shared)
+    path.unlink()
+    broken = {"a": torch.full((3,), float("nan"))}
+    with pytest.raises(WeightsError, match="trained a holds a NaN"):
+        save_model(path, backbone="lenet", train_set="full", state=broken, meta={})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_id_depends_on_every_name_shape_type_and_value() -> None:

@@ -2,7 +2,8 @@
 
 Every batch norm is folded into its convolution, so that the network has no statistics of a batch
 and is valid for differential privacy. `folded_state` does it for published weights; without
-weights the convolutions start from He initialisation.
+weights the convolutions start from He et al. 2015's initialisation by fan-in, which keeps the
+signal of depthwise convolutions (by fan-out it would vanish: torch ignores groups there).
 """
 
 from __future__ import annotations
@@ -60,36 +61,34 @@ class InvertedResidual(nn.Module):
         return x + out if self.skip else out
 
 
-def mobilefacenet(seed: int) -> Backbone:
+def mobilefacenet() -> Backbone:
     """Return a randomly initialised network: 128-d, 112-pixel chips, 1.0 M parameters."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        stages: list[nn.Module] = [
-            nn.Sequential(_conv(3, 64, 3, 2), nn.ReLU6()),
-            nn.Sequential(_conv(64, 64, 3, depthwise=True), nn.ReLU(), _conv(64, 64, 1), nn.ReLU()),
-        ]
-        channels_in = 64
-        for expansion, channels, blocks, stride in _SETTINGS:
-            for block in range(blocks):
-                step = stride if block == 0 else 1
-                stages.append(InvertedResidual(channels_in, channels, step, expansion))
-                channels_in = channels
-        stages.append(nn.Sequential(_conv(128, 512, 1), nn.ReLU6()))
-        stages.append(nn.Sequential(_conv(512, 512, 7, depthwise=True, padding=0), nn.Flatten()))
-        backbone = Backbone(
-            "mobilefacenet",
-            chip=ChipSpec(112, "arcface"),
-            stages=nn.Sequential(*stages),
-            projection=nn.Linear(512, 128),
-            tail_from=len(stages) - _TAIL_STAGES,
-            mean=_MEAN,
-            std=_STD,
-        )
-        for layer in backbone.stages.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out")
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+    stages: list[nn.Module] = [
+        nn.Sequential(_conv(3, 64, 3, 2), nn.ReLU6()),
+        nn.Sequential(_conv(64, 64, 3, depthwise=True), nn.ReLU(), _conv(64, 64, 1), nn.ReLU()),
+    ]
+    channels_in = 64
+    for expansion, channels, blocks, stride in _SETTINGS:
+        for block in range(blocks):
+            step = stride if block == 0 else 1
+            stages.append(InvertedResidual(channels_in, channels, step, expansion))
+            channels_in = channels
+    stages.append(nn.Sequential(_conv(128, 512, 1), nn.ReLU6()))
+    stages.append(nn.Sequential(_conv(512, 512, 7, depthwise=True, padding=0), nn.Flatten()))
+    backbone = Backbone(
+        "mobilefacenet",
+        chip=ChipSpec(112, "arcface"),
+        stages=nn.Sequential(*stages),
+        projection=nn.Linear(512, 128),
+        tail_from=len(stages) - _TAIL_STAGES,
+        mean=_MEAN,
+        std=_STD,
+    )
+    for layer in backbone.stages.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
     return backbone
 
 
@@ -112,46 +111,52 @@ def folded_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     A state that is folded already is returned as it is. A missing, unknown, misshapen or
     non-finite tensor is a WeightsError naming it.
     """
-    network = mobilefacenet(0)
+    network = mobilefacenet()
     if set(state) == set(network.state_dict()):
         return dict(state)
-    ours = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    ours = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     left = {name for name in state if not name.endswith("num_batches_tracked")}
+    take = _Taker(state, source, left)
     folded: dict[str, Tensor] = {}
-    for target, (conv, norm) in zip(ours, _original_layers(), strict=True):
-        weight, bias = _fold(state, conv, norm, source, left)
-        shape = network.get_parameter(f"{target}.weight").shape
-        if weight.numel() != shape.numel():
-            raise WeightsError(f"{source}: {conv}.weight has shape {list(weight.shape)}")
-        folded[f"{target}.weight"], folded[f"{target}.bias"] = weight.reshape(shape), bias
+    for (target, layer), (conv, norm) in zip(ours, _original_layers(), strict=True):
+        shape = layer.weight.shape
+        channels = shape[:1]
+        # The published network ends in a 1x1 convolution with a bias, ours in a linear layer.
+        last = isinstance(layer, nn.Linear)
+        weight = take(f"{conv}.weight", (*shape, 1, 1) if last else shape).view(shape)
+        shift = take(f"{conv}.bias", channels) if last else torch.zeros(channels)
+        variance = take(f"{norm}.running_var", channels)
+        if (variance < 0).any():
+            raise WeightsError(f"{source}: {norm}.running_var is negative")
+        scale = take(f"{norm}.weight", channels) / torch.sqrt(variance + _EPSILON)
+        shift = take(f"{norm}.bias", channels) + scale * (
+            shift - take(f"{norm}.running_mean", channels)
+        )
+        weight = weight * scale.view(-1, *([1] * (weight.dim() - 1)))
+        folded[f"{target}.weight"], folded[f"{target}.bias"] = weight.float(), shift.float()
     if left:
         raise WeightsError(f"{source} has the unknown tensor {sorted(left)[0]!r}")
     return folded
 
 
-def _fold(
-    state: Mapping[str, Tensor], conv: str, norm: str, source: str, left: set[str]
-) -> tuple[Tensor, Tensor]:
-    def take(name: str) -> Tensor:
-        if name not in state:
-            raise WeightsError(
-                f"{source} misses tensor {name!r}", hint="is it a MobileFaceNet state dict?"
-            )
-        left.discard(name)
-        value = state[name].detach().to(torch.float64)
-        if not torch.isfinite(value).all():
-            raise WeightsError(f"{source}: {name} holds a NaN or an infinity")
-        return value
+class _Taker:
+    """Hands out the tensors of a state in float64, checked, and strikes their names from `left`."""
 
-    weight, mean, variance = (
-        take(f"{conv}.weight"),
-        take(f"{norm}.running_mean"),
-        take(f"{norm}.running_var"),
-    )
-    scale = take(f"{norm}.weight") / torch.sqrt(variance + _EPSILON)
-    if scale.shape != weight.shape[:1]:
-        raise WeightsError(f"{source}: {norm} does not fit {conv}")
-    own = take(f"{conv}.bias") if f"{conv}.bias" in state else torch.zeros_like(mean)
-    bias = take(f"{norm}.bias") + (own - mean) * scale
-    folded = weight * scale.view(-1, *([1] * (weight.dim() - 1)))
-    return folded.float(), bias.float()
+    def __init__(self, state: Mapping[str, Tensor], source: str, left: set[str]) -> None:
+        self.state, self.source, self.left = state, source, left
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in self.state:
+            raise WeightsError(
+                f"{self.source} misses tensor {name!r}", hint="is it a MobileFaceNet state dict?"
+            )
+        self.left.discard(name)
+        found = self.state[name].detach()
+        if found.shape != shape:
+            raise WeightsError(
+                f"{self.source}: {name} has shape {list(found.shape)}, expected {list(shape)}"
+            )
+        value = found.to(torch.float64)
+        if not torch.isfinite(value).all():
+            raise WeightsError(f"{self.source}: {name} holds a NaN or an infinity")
+        return value

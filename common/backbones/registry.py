@@ -2,43 +2,110 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.backbones.base import Backbone
-from common.backbones.dlib_resnet import dlib_resnet
+import torch
+from torch import Tensor
+
+from common.backbones.base import TRAIN_SETS, Backbone, TrainSet
+from common.backbones.split import split
 from common.backbones.weights import load_into, read_state
 from common.errors import InputError
+from common.face import ChipSpec
 
-_FAMILIES: Final = {
-    "mobilefacenet": "mobilefacenet",
-    "lenet": "lenet",
-    "alexnet": "torchvision_nets",
-    "vgg11": "torchvision_nets",
-    "googlenet": "torchvision_nets",
-    "resnet18": "torchvision_nets",
-    "resnet50": "torchvision_nets",
-}
-BACKBONES: Final = ("dlib-resnet", *_FAMILIES)
+_TORCHVISION: Final = ("alexnet", "vgg11", "googlenet", "resnet18", "resnet50")
+BACKBONES: Final = ("dlib-resnet", "mobilefacenet", "lenet", *_TORCHVISION)
 
 
 def create(name: str, *, weights: Path | None = None, seed: int = 0) -> Backbone:
     """Return a backbone in evaluation mode.
 
     `dlib-resnet` is pretrained; the others start from random weights drawn from `seed`, unless
-    `weights` names a file. Unknown name: InputError.
+    `weights` names a file: a backbone's own state dict, the published MobileFaceNet, or a
+    torchvision state dict. Batch norms in a file are folded. torch's global generators stay as
+    they were. Unknown name: InputError; a file that does not fit: WeightsError.
     """
     if name not in BACKBONES:
         raise InputError(f"unknown backbone {name!r}", hint=f"one of {', '.join(BACKBONES)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if weights is None:
+            return _initial(name).eval()
+        return _loaded(name, read_state(weights), str(weights)).eval()
+
+
+def _initial(name: str) -> Backbone:
     if name == "dlib-resnet":
-        backbone = dlib_resnet()
-    else:
-        family = import_module(f"common.backbones.{_FAMILIES[name]}")
-        backbone = getattr(family, name)(seed)
-    if weights is not None:
-        state = read_state(weights)
-        if name == "mobilefacenet":
-            state = family.folded_state(state, str(weights))
-        load_into(backbone, state, str(weights))
-    return backbone.eval()
+        from common.backbones.dlib_resnet import dlib_resnet
+
+        return dlib_resnet()
+    if name == "mobilefacenet":
+        from common.backbones.mobilefacenet import mobilefacenet
+
+        return mobilefacenet()
+    if name == "lenet":
+        from common.backbones.lenet import lenet
+
+        return lenet()
+    from common.backbones.torchvision_nets import torchvision_net
+
+    return torchvision_net(name)
+
+
+def _loaded(name: str, state: Mapping[str, Tensor], source: str) -> Backbone:
+    if name in _TORCHVISION and not any(key.startswith("stages.") for key in state):
+        from common.backbones.torchvision_nets import from_torchvision
+
+        return from_torchvision(name, state, source)
+    if name == "mobilefacenet":
+        from common.backbones.mobilefacenet import folded_state
+
+        state = folded_state(state, source)
+    backbone = _initial(name)
+    load_into(backbone, state, source)
+    return backbone
+
+
+@dataclass(frozen=True)
+class TrainSetSize:
+    """How many parameters a trainable set trains."""
+
+    train_set: TrainSet
+    parameters: int
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What a reader wants to know of a backbone before choosing it."""
+
+    name: str
+    chip: ChipSpec
+    dim: int
+    features: int
+    pretrained: bool
+    parameters: int
+    train_sets: tuple[TrainSetSize, ...]
+
+
+def describe(name: str) -> BackboneFacts:
+    """Return the facts of a backbone without weights from a file, counted on the network itself."""
+    backbone = create(name)
+
+    def size(train_set: TrainSet) -> TrainSetSize:
+        trainable = split(backbone, train_set, torch.eye(2, backbone.features)).trainable
+        return TrainSetSize(
+            train_set, sum(p.numel() for p in trainable.parameters() if p.requires_grad)
+        )
+
+    return BackboneFacts(
+        name=name,
+        chip=backbone.chip,
+        dim=backbone.dim,
+        features=backbone.features,
+        pretrained=name == "dlib-resnet",
+        parameters=sum(p.numel() for p in backbone.parameters()),
+        train_sets=tuple(size(train_set) for train_set in TRAIN_SETS),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,11 +42,14 @@ def split(backbone: Backbone, train_set: TrainSet, public_features: Tensor | Non
     if train_set == "adapter":
         if public_features is None:
             raise InputError("the adapter needs the features of the public bank")
-        return Split(frozen, AdapterHead(backbone.projection, public_features).eval())
+        # Its layers draw initial weights that are overwritten: the global generator stays.
+        with torch.random.fork_rng(devices=[]):
+            head = AdapterHead(backbone.projection, public_features)
+        return Split(frozen, head.eval())
     cut = backbone.tail_from if train_set == "tail" else 0
     stages = copy.deepcopy(backbone.stages[cut:])
-    head = UnitHead(stages, copy.deepcopy(backbone.projection))
-    return Split(frozen, head.eval().requires_grad_(True))
+    tail = UnitHead(stages, copy.deepcopy(backbone.projection))
+    return Split(frozen, tail.eval().requires_grad_(True))
 
 
 def rejoin(parts: Split) -> nn.Module:

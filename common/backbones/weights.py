@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import struct
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from common.backbones.base import TrainSet
+from common.backbones.base import TRAIN_SETS, TrainSet
 from common.errors import WeightsError
 from common.storage import write_private
 
@@ -38,35 +41,81 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file or a torch state dict; code in a file never runs.
 
     A state dict may lie under the key `state_dict`, and its names may all start with `module.`
-    (torch's DataParallel); nothing else is guessed.
+    (torch's DataParallel); nothing else is guessed. Only dense tensors are taken. A file of more
+    than 2 GiB, packed or unpacked, is refused. Anything wrong is a WeightsError.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist or is no file")
-    if path.stat().st_size > _MAX_BYTES:
-        raise WeightsError(f"{path} is larger than {_MAX_BYTES >> 30} GiB")
+    _check_size(path)
     try:
         if path.suffix == ".safetensors":
             values: Any = safetensors.torch.load_file(str(path))
         else:
-            values = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            values = _load_torch(path)
+    except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is not a readable weights file: {next(iter(str(error).splitlines()), 'empty')}",
-            hint="give a safetensors file or a plain torch state dict; code in files is refused",
+            f"{path} is damaged, or holds code or objects and not only tensors",
+            hint="save model.state_dict() alone, best as safetensors",
+        ) from error
+    except _UNREADABLE as error:
+        raise WeightsError(
+            f"{path} is not a readable weights file", hint="safetensors or a torch state dict"
         ) from error
     if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
         values = values["state_dict"]
     if not isinstance(values, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in values.items()
     ):
-        raise WeightsError(f"{path} does not hold named tensors")
+        raise WeightsError(
+            f"{path} does not hold named tensors", hint="neither plainly nor under 'state_dict'"
+        )
+    for name, tensor in values.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise WeightsError(f"{path}: {name} is sparse, quantised or without values")
     if values and all(name.startswith("module.") for name in values):
         values = {name.removeprefix("module."): tensor for name, tensor in values.items()}
     return dict(values)
 
 
+# What torch's readers raise on damaged files, found by flipping bytes and cutting files short.
+_UNREADABLE: Final = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    safetensors.SafetensorError,
+    zipfile.BadZipFile,
+)
+
+
+def _check_size(path: Path) -> None:
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist or is no file")
+    if path.stat().st_size > _MAX_BYTES:
+        raise WeightsError(f"{path} is larger than {_MAX_BYTES >> 30} GiB")
+
+
+def _load_torch(path: Path) -> object:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _MAX_BYTES:
+                raise WeightsError(f"{path} unpacks to more than {_MAX_BYTES >> 30} GiB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of TorchScript before it raises
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy a state into a module; a missing, unknown, misshapen or broken tensor is named."""
+    """Copy a state into a module; a missing, unknown, misshapen or broken tensor is named.
+
+    Any floating-point type is taken where one is expected, if its values stay finite in the
+    module's own. Nothing is copied unless all is well.
+    """
     wanted = module.state_dict()
     for kind, names in (
         ("misses", sorted(set(wanted) - set(state))),
@@ -85,8 +134,10 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
             )
         if tensor.is_floating_point() != wanted[name].is_floating_point():
             raise WeightsError(f"{source}: {name} is {tensor.dtype}, expected {wanted[name].dtype}")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise WeightsError(f"{source}: {name} holds a NaN or an infinity")
+        if not torch.isfinite(tensor.to(wanted[name].dtype)).all():
+            raise WeightsError(f"{source}: {name} holds a NaN, an infinity or too large a number")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise WeightsError(f"{source}: {name} is negative")
     module.load_state_dict(dict(state))
 
 
@@ -110,6 +161,9 @@ def save_model(
     meta: Mapping[str, str],
 ) -> str:
     """Write a trained part as safetensors, whole or not at all, and return its model id."""
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise WeightsError(f"the trained {key} holds a NaN or an infinity: nothing is saved")
     name = model_id(state)
     metadata = {
         "format": FORMAT,
@@ -118,29 +172,35 @@ def save_model(
         "model_id": name,
         "meta": json.dumps(dict(meta), sort_keys=True),
     }
-    tensors = {key: value.detach().contiguous() for key, value in state.items()}
+    # Copies: safetensors refuses tensors that share memory.
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in state.items()
+    }
     write_private(path, safetensors.torch.save(tensors, metadata=metadata))
     return name
 
 
 def load_model(path: Path) -> SavedModel:
     """Return a trained part whose id is recomputed; anything unexpected is a WeightsError."""
+    _check_size(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} is not a readable model: {error}") from error
-    if metadata.get("format") != FORMAT or metadata.get("train_set") not in get_args(TrainSet):
+    train_set = metadata.get("train_set")
+    if metadata.get("format") != FORMAT or train_set not in TRAIN_SETS:
         raise WeightsError(
             f"{path} is not a model of this version", hint="use --weights for others"
         )
     if model_id(state) != metadata.get("model_id"):
         raise WeightsError(f"{path} was changed: its content does not match its model id")
-    return SavedModel(
-        metadata["backbone"],
-        metadata["train_set"],
-        state,
-        metadata["model_id"],
-        json.loads(metadata["meta"]),
-    )
+    try:
+        backbone, meta = metadata["backbone"], json.loads(metadata["meta"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path} does not say what it was trained on") from error
+    if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
+        raise WeightsError(f"{path} has notes that are not text")
+    return SavedModel(backbone, train_set, state, metadata["model_id"], meta)
