@@ -52,7 +52,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             values = _load_torch(path)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is damaged, or holds code or objects and not only tensors",
+            f"{path} is not a readable weights file: damaged, or with more than tensors in it",
             hint="save model.state_dict() alone, best as safetensors",
         ) from error
     except _UNREADABLE as error:
