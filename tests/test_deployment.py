@@ -56,6 +56,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def wait_for(port: int, deadline: float) -> None:
+    """Wait until something listens on a loopback port: `flwr run` does not try twice."""
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"nothing listens on port {port}"
+            time.sleep(0.2)
+
+
 class Tap:
     """A TCP relay on loopback that keeps every byte that a site sends."""
 
@@ -190,6 +201,7 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
         (supernode("b"), log / "b", environment),
     ) as running:
         deadline = time.monotonic() + PATIENCE
+        wait_for(link, deadline)
         started = subprocess.run(
             [
                 str(BIN / "flwr"),
