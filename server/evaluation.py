@@ -6,8 +6,10 @@ shift -> embedding. Everything evaluated here is public data.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +29,9 @@ from server.network import Network
 
 FMR_TARGET = 1e-3
 IMAGES_AT_ONCE = 2048
-# Small batches stay in the processor's cache, and channels last suit its convolutions: measured
-# on one core, MobileFaceNet takes 8 ms an image instead of 26 in plain batches of 64.
+# One thread a batch, each batch small enough for its core's cache, channels last: measured on two
+# cores, MobileFaceNet takes a third of plain batches of 64; threads inside an operation would wait
+# for one another, and with other work on the machine take five times as long.
 BATCH = 16
 LAYOUT = torch.channels_last
 
@@ -89,13 +92,23 @@ class Pipeline:
 
     def _embeddings(self, chips: NDArray[np.uint8], before: int, total: int) -> NDArray[np.float32]:
         backbone, module = self.network.backbone, self.network.module.to(memory_format=LAYOUT)
-        rows = np.empty((len(chips), backbone.dim), dtype=np.float32)
-        for start in range(0, len(chips), BATCH):
-            batch = torch.from_numpy(np.ascontiguousarray(chips[start : start + BATCH]))
+
+        def embed(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
             with torch.inference_mode():
-                pixels = backbone.preprocess(batch).contiguous(memory_format=LAYOUT)
-                rows[start : start + BATCH] = module(pixels).numpy()
-            self.progress("embedding", before + min(start + BATCH, len(chips)), total)
+                pixels = backbone.preprocess(torch.from_numpy(batch))
+                embedded: NDArray[np.float32] = module(
+                    pixels.contiguous(memory_format=LAYOUT)
+                ).numpy()
+            return embedded
+
+        rows = np.empty((len(chips), backbone.dim), dtype=np.float32)
+        batches = [chips[start : start + BATCH] for start in range(0, len(chips), BATCH)]
+        cores = len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            done = 0
+            for embedded in pool.map(embed, batches):
+                rows[done : (done := done + len(embedded))] = embedded
+                self.progress("embedding", before + done, total)
         return rows
 
 
