@@ -134,7 +134,7 @@ class _Bars:
 
 def _print(console: Console, name: str, found: Evaluation) -> None:
     title = f"{name}: {found.images:,} images of {found.persons:,} persons"
-    table = Table("", "value", "95% interval over persons", title=title)
+    table = Table("", "value", "spread", title=title)
     for row in _rows(found):
         table.add_row(*row)
     console.print(table)
@@ -150,7 +150,7 @@ def _rows(found: Evaluation) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     match found.result:
         case LfwResult() as lfw:
-            spread = f"{lfw.accuracy_std:.4f} standard deviation over folds"
+            spread = f"standard deviation over folds {lfw.accuracy_std:.4f}"
             rows = [
                 ("accuracy", f"{lfw.accuracy:.4f}", spread),
                 ("EER", f"{lfw.eer:.4f}", ""),
@@ -164,7 +164,7 @@ def _rows(found: Evaluation) -> list[tuple[str, str, str]]:
                 ("EER", "eer"),
             ):
                 ci = getattr(rates.ci, field) if rates.ci else None
-                between = f"{ci.low:.4f} to {ci.high:.4f}" if ci else ""
+                between = f"95% over persons: {ci.low:.4f} to {ci.high:.4f}" if ci else ""
                 rows.append((label, f"{getattr(rates, field):.4f}", between))
             rows.append(("mated pairs", f"{rates.mated:,}", ""))
             rows.append(("non-mated pairs", f"{rates.non_mated:,}", ""))
