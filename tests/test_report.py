@@ -331,6 +331,10 @@ def test_numbers_in_words() -> None:
 
 @given(st.floats(0.0, 60.0), st.floats(1e-9, 1e-2))
 def test_the_power_of_a_membership_test_is_never_understated(value: float, delta: float) -> None:
-    said = float(re.findall(r"at most ([\d.]+)%", detection(value, delta))[0]) / 100
     bound = min(1.0, math.exp(value) * 0.01 + delta, 1 - math.exp(-value) * (0.99 - delta))
-    assert bound - 1e-8 <= said <= 1.0
+    sentence = detection(value, delta)
+    if bound > 0.9995:
+        assert sentence.startswith("This bound is weak")
+    else:
+        said = float(re.findall(r"at most ([\d.]+)%", sentence)[0]) / 100
+        assert bound - 1e-8 <= said <= bound + 0.001

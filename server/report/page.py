@@ -70,8 +70,9 @@ def _unbroken(html: str) -> str:
 def _header(record: RunRecord) -> str:
     return (
         f'<header>\n<p class="quiet">Veilface run report</p>\n<h1>{escape(record.run_id)}</h1>\n'
-        f'<p class="quiet">{escape(record.model)}, finished {escape(record.created)}, took '
-        f"{duration(record.seconds)} and {record.peak_mb:,.0f} MB of memory</p>\n</header>\n"
+        f'<p class="quiet">Finished {escape(record.created)}, took {duration(record.seconds)} and '
+        f"{record.peak_mb:,.0f} MB of memory</p>\n"
+        f'<p class="quiet">Model <code>{escape(record.model)}</code></p>\n</header>\n'
     )
 
 

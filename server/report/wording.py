@@ -57,10 +57,17 @@ def detection(value: float | None, delta: float) -> str:
     if value is None:
         return "Nothing limits what can be found out about a person."
     alarm = 0.01
-    power_ = min(
-        math.exp(min(value, 50)) * alarm + delta, 1 - math.exp(-value) * (1 - alarm - delta)
+    limit = min(
+        1.0,
+        math.exp(min(value, 50)) * alarm + delta,
+        1 - math.exp(-value) * (1 - alarm - delta),
     )
-    share = f"{math.ceil(1000 * min(1.0, power_) - 1e-6) / 10:.1f}%"
+    if limit > 0.9995:
+        return (
+            "This bound is weak: it does not rule out a test that finds nearly everyone who took "
+            f"part and wrongly accuses {percent(alarm)} of those who did not."
+        )
+    share = f"{math.ceil(1000 * limit - 1e-6) / 10:.1f}%"
     return (
         f"The best possible test for whether a person took part finds at most {share} of those "
         f"who did, if it may wrongly accuse {percent(alarm)} of those who did not."
