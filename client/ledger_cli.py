@@ -138,7 +138,9 @@ def _as_json(folder: Path, report: LedgerReport) -> dict[str, object]:
 
 
 def _words(epsilon: float) -> str:
-    return f"{epsilon:.4f}" if math.isfinite(epsilon) else "infinite (not private)"
+    if not math.isfinite(epsilon):
+        return "infinite (not private)"
+    return f"{math.ceil(1e4 * epsilon - 1e-6) / 1e4:.4f}"  # never less than was spent
 
 
 def _heading(folder: Path, report: LedgerReport) -> tuple[str, str]:

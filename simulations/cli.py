@@ -16,6 +16,7 @@ from server.aggregation import AGGREGATORS
 from server.report.page import write_page
 from server.report.plots import write_plots
 from server.report.run_record import RunRecord, write_run
+from server.report.wording import epsilon as epsilon_in_words
 from simulations.bench.cli import bench
 from simulations.experiment import Experiment
 from simulations.progress import LiveProgress
@@ -169,6 +170,5 @@ def _print_privacy(console: Console, record: RunRecord) -> None:
     table.add_column("against")
     table.add_column("epsilon", justify="right")
     for adversary in privacy.adversaries:
-        value = "no bound" if adversary.epsilon is None else f"{adversary.epsilon:.3f}"
-        table.add_row(adversary.name, value)
+        table.add_row(adversary.name, epsilon_in_words(adversary.epsilon))
     console.print(table)

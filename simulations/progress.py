@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from common.contract import Contract
 from common.plan import epsilon_after
 from server.checkpoint import RoundRecord
+from server.report.wording import epsilon as epsilon_in_words
 
 
 class LiveProgress:
@@ -89,6 +91,9 @@ class LiveProgress:
         if self._task is None or self._contract is None:
             return
         spent = epsilon_after(self._contract, self._round)
+        shown = spent if math.isfinite(spent) else None
         text = f"round {self._round}/{self._contract.rounds}  site {self._answered}/{self._sites}"
         delta = self._contract.privacy.delta
-        self._progress.update(self._task, detail=f"{text}  epsilon {spent:.3g} (delta {delta:g})")
+        self._progress.update(
+            self._task, detail=f"{text}  epsilon {epsilon_in_words(shown)} (delta {delta:g})"
+        )

@@ -272,7 +272,7 @@ def _record(
         rounds=rounds,
         settings=_settings(simulation),
         skipped=tuple(Skipped(reason, count) for reason, count in sorted(skipped.items())),
-        warnings=_warnings(simulation, done),
+        warnings=(*_warnings(simulation, done), *verification_of(after, ci=False).shortages),
         files=("model.safetensors", "run.json", "checkpoint.safetensors", "sites/*/ledger.jsonl"),
     )
 

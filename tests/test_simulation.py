@@ -25,6 +25,7 @@ from common.backbones.weights import load_model
 from common.errors import InputError, Refused
 from common.ledger import Commit, Reservation, verify
 from server.report.run_record import RunRecord
+from server.report.wording import epsilon as epsilon_in_words
 from simulations.experiment import Experiment, gather
 from simulations.federation import build, site_directory
 from simulations.progress import LiveProgress
@@ -292,3 +293,9 @@ def test_a_site_whose_budget_is_spent_refuses_and_the_run_stops_with_a_refusal(
     ):
         simulate(experiment, folder, progress)
     assert [records(tmp_path / "run", site) for site in range(3)] == before
+
+
+def test_no_epsilon_is_ever_printed_below_the_truth() -> None:
+    for value in (3.99951, 0.12341, 1.0000001, 7.0004):
+        shown = epsilon_in_words(value)
+        assert float(shown) >= value, f"{value} is shown as {shown}"
