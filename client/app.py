@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,13 +87,17 @@ def _train(message: Message, opened: OpenSite) -> RecordDict:
     if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
         raise InputError("the server's parameters are not a finite float32 vector")
 
+    @cache  # a replayed round needs the model for its layout only, another for both
+    def model() -> nn.Module:
+        return opened.model(part)
+
     def prepared() -> Prepared:
-        return Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part))
+        return Prepared(part.contract, model(), part.inputs, opened.persons(part))
 
     update = opened.site.train(
         prepared, part.contract, int(str(asked["round"])), torch.from_numpy(vector.copy())
     )
-    arrays = update.arrays(layout_of(opened.model(part)))
+    arrays = update.arrays(layout_of(model()))
     return RecordDict(
         {
             "header": ConfigRecord({**update.header()}),

@@ -77,8 +77,15 @@ class _Folder:
         self._data, self._state, self._aligned = data, state, aligned
         self._weights = Path(weights) if weights else None
         self._cache = Path(cache) if cache else None
+        self._rows: tuple[PublicPart, Rows] | None = None
 
     def rows(self, part: PublicPart) -> Rows:
+        """Return the backbone cut for a run; model and persons of one message share it."""
+        if self._rows is None or self._rows[0] is not part:
+            self._rows = (part, self._cut(part))
+        return self._rows[1]
+
+    def _cut(self, part: PublicPart) -> Rows:
         """Cut this site's own backbone and load the public state that the server sent."""
         contract = part.contract
         backbone = _backbone(contract.backbone, self._weights)

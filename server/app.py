@@ -91,8 +91,7 @@ def main(grid: Grid, context: Context) -> None:
             cache=cache,
             aligned=config.aligned,
         )
-    bank = torch.from_numpy(public.chips)
-    rows = cut(backbone, config.training.train_set, bank)
+    rows, bank = cut(backbone, config.training.train_set, torch.from_numpy(public.chips))
     federation = prepare(config.training, config.run_id, rows, bank)
     out = make_private_directory(config.out)
     done = run_rounds(

@@ -49,12 +49,18 @@ class TrainingConfig:
     timeout: float | None = None
 
 
-def cut(backbone: Backbone, train_set: TrainSet, bank: Tensor, progress: Progress = silent) -> Rows:
-    """Cut the backbone for training; the adapter's statistics come from the public bank's chips."""
-    features = None
+def cut(
+    backbone: Backbone, train_set: TrainSet, bank: Tensor, progress: Progress = silent
+) -> tuple[Rows, Tensor]:
+    """Cut the backbone for training, and return the rows of the public bank's chips with it.
+
+    The adapter's statistics are those of the bank's pooled features, which are its rows too.
+    """
     if train_set == "adapter":
         features = frozen_rows(backbone, frozen_part(backbone, train_set), bank, progress)
-    return Rows(backbone, split(backbone, train_set, features), train_set)
+        return Rows(backbone, split(backbone, train_set, features), train_set), features
+    rows = Rows(backbone, split(backbone, train_set, None), train_set)
+    return rows, rows.of(bank, progress)
 
 
 def frozen_id(rows: Rows) -> str:
@@ -69,7 +75,7 @@ def codebook(seed: int, dimension: int) -> Tensor:
     return torch.nn.functional.normalize(codes, dim=1)
 
 
-def prepare(config: TrainingConfig, run_id: str, rows: Rows, bank: Tensor) -> Federation:
+def prepare(config: TrainingConfig, run_id: str, rows: Rows, bank_rows: Tensor) -> Federation:
     """Return the federation: contract, model, public bank and server optimiser.
 
     With one local step a site's delta is its noised mean gradient and the server's optimiser takes
@@ -104,7 +110,7 @@ def prepare(config: TrainingConfig, run_id: str, rows: Rows, bank: Tensor) -> Fe
         contract=contract,
         layout=layout_of(trainable),
         state=dict(trainable.state_dict()),
-        public_inputs=codebook(config.seed, rows.backbone.dim) if by_code else rows.of(bank),
+        public_inputs=codebook(config.seed, rows.backbone.dim) if by_code else bank_rows,
         initial=flatten(trainable).numpy(),
         optimizer=OptimizerConfig(
             "sgd",

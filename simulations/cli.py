@@ -20,8 +20,8 @@ from server.report.wording import epsilon as epsilon_in_words
 from simulations.bench.cli import bench
 from simulations.experiment import Experiment
 from simulations.progress import LiveProgress
+from simulations.run_folder import RunFolder
 from simulations.shifts import SHIFTS, Shift
-from simulations.simulate import RunFolder
 from simulations.simulate import simulate as run_simulation
 
 __all__ = ["bench", "simulate"]

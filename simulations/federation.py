@@ -20,6 +20,7 @@ from client.app import OpenSite, make_app
 from client.persons import PrivatePersons, person_code
 from client.preparation import PublicPart
 from client.site import RoundKey, SecretRoundKey, Site
+from common.backbones.split import split
 from common.contract import Contract
 from common.embedding import Rows, embed
 from common.errors import InputError, Refused
@@ -58,7 +59,7 @@ class Simulation:
 
 def build(experiment: Experiment, run_id: str, directory: Path, material: Material) -> Simulation:
     """Return the simulation of an experiment: model, contract and public bank."""
-    rows = cut(material.backbone, experiment.train_set, material.bank.chips)
+    rows, bank = cut(material.backbone, experiment.train_set, material.bank.chips)
     config = TrainingConfig(
         train_set=experiment.train_set,
         loss=experiment.loss,
@@ -73,7 +74,7 @@ def build(experiment: Experiment, run_id: str, directory: Path, material: Materi
         seed=experiment.seed,
         minimum_sites=1,
     )
-    federation = prepare(config, run_id, rows, material.bank.chips)
+    federation = prepare(config, run_id, rows, bank)
     return Simulation(experiment, material, rows, federation, directory)
 
 
@@ -86,7 +87,7 @@ class SimulatedSites:
     def __init__(self, experiment: Experiment, directory: Path) -> None:
         self._experiment = experiment
         self._directory = directory
-        self._rows: Rows | None = None
+        self._rows: tuple[Rows, str] | None = None
         self._persons: dict[int, PrivatePersons] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -96,8 +97,8 @@ class SimulatedSites:
         self.__dict__.update(state, _rows=None, _persons={})
 
     def share(self, rows: Rows) -> None:
-        """Use rows that were built in this process."""
-        self._rows = rows
+        """Use rows that were built in this process; their digest is computed once for all sites."""
+        self._rows = (rows, frozen_id(rows))
 
     def __call__(self, context: Context) -> OpenSite:
         index = int(context.node_config[PARTITION_ID_KEY])
@@ -117,22 +118,24 @@ class SimulatedSites:
             persons=lambda part: self._of(index, part),
         )
 
-    def _ready(self) -> Rows:
+    def _ready(self) -> tuple[Rows, str]:
         if self._rows is None:
             material = gather(self._experiment)
-            self._rows = cut(material.backbone, self._experiment.train_set, material.bank.chips)
+            rows, _ = cut(material.backbone, self._experiment.train_set, material.bank.chips)
+            self.share(rows)
+        assert self._rows is not None
         return self._rows
 
     def _model(self, part: PublicPart) -> nn.Module:
-        rows = self._ready()
-        if frozen_id(rows) != part.contract.frozen_id:
+        rows, name = self._ready()
+        if name != part.contract.frozen_id:
             raise Refused("the frozen part of the model differs from the agreed one")
         rows.split.trainable.load_state_dict(dict(part.state))
         return rows.split.trainable
 
     def _of(self, index: int, part: PublicPart) -> PrivatePersons:
         if index not in self._persons:
-            rows = self._ready()
+            rows, _ = self._ready()
             faces = gather(self._experiment).sites[index]
             key = derive_key(experiment_key(self._experiment.seed), "codes")
             self._persons[index] = PrivatePersons.group(
@@ -149,25 +152,34 @@ def site_directory(run: Path, index: int) -> Path:
     return run / "sites" / f"site-{index:03d}"
 
 
-def evaluator(simulation: Simulation) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Return a function from parameters [d] to embeddings of the test faces [N, D]."""
-    rows = simulation.rows
-    test_rows = rows.of(simulation.material.test.chips)
+class TestFaces:
+    """The test faces, frozen rows computed once, under any parameters."""
 
-    def embeddings(parameters: NDArray[np.float32]) -> NDArray[np.float32]:
-        assign(rows.split.trainable, torch.from_numpy(parameters))
-        result: NDArray[np.float32] = rows.embed(test_rows).numpy()
+    __test__ = False  # not a test of pytest's
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._rows = simulation.rows
+        self._inputs = self._rows.of(simulation.material.test.chips)
+
+    def under(self, parameters: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return embeddings [N, D] under trainable parameters [d]."""
+        assign(self._rows.split.trainable, torch.from_numpy(parameters))
+        result: NDArray[np.float32] = self._rows.embed(self._inputs).numpy()
         return result
 
-    return embeddings
+    def under_public_model(self) -> NDArray[np.float32]:
+        """Return embeddings [N, D] under the public model as anyone would use it.
 
-
-def public_embeddings(simulation: Simulation) -> NDArray[np.float32]:
-    """Return the test faces' embeddings under the public model as anyone would use it [N, D]."""
-    backbone = simulation.material.backbone
-    chips = simulation.material.test.chips
-    result: NDArray[np.float32] = embed(backbone, chips, backbone.preprocess, batch=64).numpy()
-    return result
+        The adapter's rows are pooled features, so only the projection is left; the parts that
+        `tail` and `full` train start as the public model itself.
+        """
+        if self._rows.train_set != "adapter":
+            parts = split(self._rows.backbone, self._rows.train_set, None)
+            return embed(parts.trainable, self._inputs, self._rows.prepare).numpy()
+        with torch.no_grad():
+            raw = self._rows.backbone.projection(self._inputs)
+            result: NDArray[np.float32] = torch.nn.functional.normalize(raw, dim=-1).numpy()
+        return result
 
 
 def run(

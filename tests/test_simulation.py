@@ -22,14 +22,16 @@ from rich.console import Console
 
 from common.backbones.base import TRAIN_SETS, TrainSet
 from common.backbones.weights import load_model
+from common.embedding import Rows
 from common.errors import InputError, Refused
 from common.ledger import Commit, Reservation, verify
 from server.report.run_record import RunRecord
 from server.report.wording import epsilon as epsilon_in_words
-from simulations.experiment import Experiment, gather
+from simulations.experiment import Experiment, Material, gather
 from simulations.federation import build, site_directory
 from simulations.progress import LiveProgress
-from simulations.simulate import RunFolder, simulate
+from simulations.run_folder import RunFolder
+from simulations.simulate import simulate
 
 
 def run(
@@ -126,13 +128,8 @@ def test_only_the_whitelisted_update_leaves_a_site_and_no_canary_is_in_any_byte(
     assert canaries_in(planted, simulation.material, simulation.rows) != []
 
 
-def canaries_in(sent: bytes, material: object, rows: object) -> list[str]:
+def canaries_in(sent: bytes, material: Material, rows: Rows) -> list[str]:
     """Names, image bytes, features, embeddings and exact counts of sites found in `sent`."""
-    from common.embedding import Rows
-    from simulations.experiment import Material
-
-    assert isinstance(material, Material)
-    assert isinstance(rows, Rows)
     found = []
     if b"CANARY" in sent or b"image" in sent:
         found.append("name")

@@ -1,0 +1,57 @@
+"""Where a run is kept, and what it was started with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from common.config import to_json
+from common.errors import InputError
+from common.randomness import fresh_key
+from common.storage import make_private_directory, write_private
+from simulations.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is kept; `settings.json` says what it was started with."""
+
+    path: Path
+    run_id: str
+
+    @staticmethod
+    def start(path: Path | None, experiment: Experiment) -> RunFolder:
+        """Create a new run folder; one that already holds something is an InputError."""
+        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{fresh_key()[:3].hex()}"
+        folder = path if path is not None else Path("runs") / run_id
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"{folder} already exists and is not empty",
+                hint="choose another --out, or add --resume to go on with that run",
+            )
+        make_private_directory(folder)
+        settings = {"run_id": run_id, "experiment": json.loads(to_json(experiment))}
+        write_private(folder / "settings.json", json.dumps(settings, indent=2).encode())
+        return RunFolder(folder, run_id)
+
+    @staticmethod
+    def resume(path: Path | None, experiment: Experiment) -> RunFolder:
+        """Open a run folder to go on with; other options than it was started with are refused."""
+        if path is None or not (path / "settings.json").is_file():
+            raise InputError("--resume needs --out with the folder of a run that was started")
+        try:
+            settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+            run_id, started = str(settings["run_id"]), settings["experiment"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path / 'settings.json'} cannot be read: {error}") from error
+        asked = json.loads(to_json(experiment))
+        for name in sorted(set(started) | set(asked)):
+            if started.get(name) != asked.get(name):
+                raise InputError(
+                    f"the run was started with {name} = {started.get(name)!r}, "
+                    f"not {asked.get(name)!r}",
+                    hint="resume with the same options",
+                )
+        return RunFolder(path, run_id)
