@@ -22,7 +22,7 @@ test: $(STAMP)  ## All tests.
 
 check: $(STAMP)  ## Format, lint, types, import rules.
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff check --no-cache $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from common.ledger import Genesis, Ledger, Reservation
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from client.trainer import RoundKeys, train_round
 from common.config import digest
 from common.contract import Contract
 from common.errors import Refused
+from common.ledger import Genesis, Ledger, Reservation
 from common.parameters import layout_of
 from common.plan import PrivacyPlan
 from common.randomness import KEY_BYTES, fresh_key
