@@ -127,7 +127,7 @@ class Site:
             ready.public_inputs,
             contract,
             keys,
-            choose_engine(ready.model),
+            choose_engine(ready.model, contract.train_set, contract.loss),
         )
 
     def _outbox_path(self, reservation: Reservation) -> Path:

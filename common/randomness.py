@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from common.errors import InputError
 
 KEY_BYTES: Final = 32
-_WORD = 2.0**-64
+_HALF_WORD: Final = 2.0**-63
+_BLOCK: Final = 16
 
 
 def fresh_key() -> bytes:
@@ -68,23 +69,36 @@ class KeyStream:
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """Return `count` uniform 64-bit words, shape [count]."""
-        return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
+        buffer = np.empty(8 * count + _BLOCK - 1, dtype=np.uint8)  # as the cipher asks
+        self._encryptor.update_into(bytes(8 * count), buffer.data)
+        return buffer[: 8 * count].view("<u8")
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """Return `count` numbers uniform on (0, 1], shape [count]; never 0."""
-        return (self.words(count).astype(np.float64) + 0.5) * _WORD
+        """Return `count` numbers uniform on (0, 1], shape [count]: 63 bits each, never 0."""
+        words = self.words(count)
+        words >>= np.uint64(1)  # signed integers become floats several times faster
+        draws = words.view(np.int64).astype(np.float64)
+        draws += 0.5
+        draws *= _HALF_WORD
+        return draws
 
     def standard_normal(self, count: int) -> NDArray[np.float64]:
         """Return `count` independent N(0, 1) draws, float64 [count], by Box and Muller (1958).
 
-        The radius uses 64 bits, so the tail reaches 9.4 standard deviations; what lies beyond
-        has probability under 2^-64 a draw.
+        The radius uses 63 bits, so the tail reaches 9.3 standard deviations; what lies beyond
+        has probability under 2^-63 a draw. Cosine and sine of the angle come from the tangent t of
+        its half, (1 - t^2) / (1 + t^2) and 2 t / (1 + t^2), in place: twice as fast.
         """
         half = (count + 1) // 2
         draws = self.uniform(2 * half)
-        radius = np.sqrt(-2.0 * np.log(draws[:half]))
-        angle = (2.0 * np.pi) * draws[half:]
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+        radius, tangent = draws[:half], draws[half:]
+        np.sqrt(-2.0 * np.log(radius), out=radius)
+        np.tan(np.multiply(tangent, np.pi, out=tangent), out=tangent)
+        squared = tangent * tangent
+        radius /= 1.0 + squared
+        np.multiply(2.0 * tangent, radius, out=tangent)
+        np.multiply(1.0 - squared, radius, out=radius)
+        return draws[:count]
 
     def bernoulli(self, count: int, probability: float) -> NDArray[np.bool_]:
         """Return `count` independent coins that are True with `probability`, to within 2^-64."""

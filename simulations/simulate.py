@@ -235,7 +235,9 @@ def _settings(simulation: Simulation) -> tuple[Setting, ...]:
         "test persons": str(len(material.split.test)),
         "test images": str(len(material.test.chips)),
         "trainable parameters": str(simulation.federation.layout.dimension),
-        "gradient engine": engine_name(choose_engine(simulation.rows.split.trainable)),
+        "gradient engine": engine_name(
+            choose_engine(simulation.rows.split.trainable, contract.train_set, contract.loss)
+        ),
         "noise_multiplier": f"{contract.privacy.noise_multiplier:.6g}",
         "max_grad_norm": f"{contract.privacy.max_grad_norm:g}",
         "public_denominator": f"{contract.privacy.public_denominator:g}",

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from client.book_keeping import book_keeping, supports_book_keeping
 from client.gradients import (
     ENGINES,
     choose_engine,
-    linear_book_keeping,
     person_loop,
     person_vmap,
-    supports_book_keeping,
 )
+from common.backbones.registry import create
+from common.backbones.split import split
 from common.losses import LOSSES, LossConfig, PersonBatch, PublicSide, create_loss
 
 
@@ -131,9 +132,75 @@ def test_nobody_gives_a_zero_sum_in_any_engine(engine: str) -> None:
     assert total.l2_sensitivity == 0.1
 
 
-def test_the_engine_is_chosen_by_the_trainable_parameters() -> None:
-    assert supports_book_keeping(Adapter())
-    assert not supports_book_keeping(Convolutional())
-    assert choose_engine(Adapter()) is linear_book_keeping
-    assert choose_engine(Convolutional()) is person_vmap
-    assert choose_engine(nn.Sequential(nn.Conv2d(64, 64, 3))) is person_loop
+class Tail(nn.Module):
+    """What a network's end looks like: strided and padded convolutions with a skip, then linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 5, 3, stride=2, bias=False)
+        self.second = nn.Conv2d(5, 5, 3, padding=1)
+        self.head = nn.Linear(5, 6)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        inner = torch.relu(self.first(rows))
+        pooled = (inner + self.second(inner)).mean(dim=(2, 3))
+        return F.normalize(self.head(pooled), dim=-1)
+
+
+@pytest.mark.parametrize("size", [3, 4, 7])
+@pytest.mark.parametrize("clip", [1e-3, 0.1, 1e6])
+def test_book_keeping_agrees_with_the_loop_on_convolutions(size: int, clip: float) -> None:
+    torch.manual_seed(0)
+    model, batch = Tail().double(), people((3, size, size), torch.float64)
+    loss, side = create_loss(LossConfig(temperature=10.0)), public(torch.float64)
+    expected = person_loop(model, batch, loss, side, clip).value
+    actual = book_keeping(model, batch, loss, side, clip).value
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-11)
+
+
+def test_book_keeping_agrees_with_the_loop_on_the_tail_of_the_default_backbone() -> None:
+    torch.manual_seed(0)
+    tail = split(create("dlib-resnet"), "tail", None).trainable
+    batch = people((256, 4, 4), torch.float32)
+    bank = F.normalize(torch.randn(20, 128), dim=-1)
+    loss, side = create_loss(LossConfig(temperature=10.0)), PublicSide(bank, True)
+    expected = person_loop(tail, batch, loss, side, 0.1).value
+    actual = book_keeping(tail, batch, loss, side, 0.1).value
+    assert float((actual - expected).norm() / expected.norm()) < 1e-6
+
+
+def test_a_gradient_that_cancels_to_nothing_is_not_scaled_up_by_book_keeping() -> None:
+    """A norm from inner products rounds to about 0 here, and a factor from it must stay bounded."""
+    model, clip = nn.Linear(2, 2, bias=False), 1e-6
+    nn.init.eye_(model.weight)
+    inputs = torch.tensor([[[1e6, 1.0], [1e6, 1.0 + 1e-3]]])
+    batch = PersonBatch(inputs, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1).long())
+
+    def opposed(embeddings: Tensor, present: Tensor, codes: Tensor, public: Tensor) -> Tensor:
+        return (embeddings[:, 0] - embeddings[:, 1]).sum(dim=-1)
+
+    side = PublicSide(torch.zeros(1, 2), True)
+    total = book_keeping(model, batch, opposed, side, clip)
+    assert float(total.value.norm()) <= clip
+
+
+def test_book_keeping_holds_the_clip_for_a_broken_person_among_convolutions() -> None:
+    torch.manual_seed(0)
+    model, batch = Tail().double(), people((3, 4, 4), torch.float64)
+    loss, side = create_loss(LossConfig(temperature=10.0)), public(torch.float64)
+    good = PersonBatch(batch.inputs[:-1], batch.present[:-1], batch.codes[:-1])
+    batch.inputs[-1, 0, 0, 0, 0] = math.nan
+    expected = book_keeping(model, good, loss, side, 0.1).value
+    actual = book_keeping(model, batch, loss, side, 0.1).value
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_the_engine_is_chosen_by_what_is_trained_and_how() -> None:
+    moving, still = LossConfig(), LossConfig(public_gradient=False)
+    assert choose_engine(Adapter(), "adapter", moving) is book_keeping
+    assert choose_engine(Tail(), "tail", still) is book_keeping
+    assert not supports_book_keeping(Tail(), public_gradient=True)
+    assert choose_engine(Tail(), "tail", moving) is person_vmap
+    assert choose_engine(Tail(), "tail", LossConfig("codebook")) is book_keeping
+    assert choose_engine(Convolutional(), "tail", still) is person_vmap
+    assert choose_engine(nn.Sequential(nn.Conv2d(64, 64, 3)), "full", still) is person_loop

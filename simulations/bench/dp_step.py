@@ -22,16 +22,19 @@ from client.optimizer import PersonOptimizer
 from common.backbones.base import TrainSet
 from common.backbones.registry import create
 from common.backbones.split import split
+from common.embedding import Rows
 from common.losses import LossConfig, PersonBatch, PublicSide, create_loss
 from common.parameters import trainable_parameters
 from common.randomness import KeyStream, fresh_key
 from simulations.bench.timing import Case, compare
 
-PERSONS, IMAGES, CLIP, NOISE = 4, 8, 0.5, 1.0
-CASES: tuple[tuple[str, TrainSet], ...] = (
-    ("dlib-resnet", "tail"),
-    ("mobilefacenet", "full"),
-    ("resnet18", "full"),
+IMAGES, CLIP, NOISE = 4, 0.5, 1.0
+# Persons a step: cached features leave room for many, as the default full batch takes them; from
+# pixels, 32 images are what Opacus' hooks hold in memory.
+CASES: tuple[tuple[str, TrainSet, int], ...] = (
+    ("dlib-resnet", "tail", 256),
+    ("mobilefacenet", "full", 8),
+    ("resnet18", "full", 8),
 )
 
 
@@ -40,7 +43,7 @@ class _PersonHooks(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
 
     def _get_flat_grad_sample(self, p: Tensor) -> Tensor:
         flat: Tensor = super()._get_flat_grad_sample(p)
-        return flat.view(PERSONS, IMAGES, *flat.shape[1:]).sum(dim=1)
+        return flat.view(-1, IMAGES, *flat.shape[1:]).sum(dim=1)
 
     @property
     def grad_samples(self) -> list[Tensor]:
@@ -50,8 +53,8 @@ class _PersonHooks(DPOptimizer):  # type: ignore[misc]  # Opacus ships no types
 def dp_step(runs: int) -> list[Case]:
     """Return the cases of all models: against non-private and against Opacus' hooks."""
     cases = []
-    for name, train_set in CASES:
-        private, plain, hooks = _steps(name, train_set)
+    for name, train_set, persons in CASES:
+        private, plain, hooks = _steps(name, train_set, persons)
         label = f"{name}-{train_set}"
         cases.append(compare(f"{label}/non-private", private, plain, runs))
         cases.append(compare(f"{label}/opacus-hooks", private, hooks, max(3, runs // 3)))
@@ -59,34 +62,34 @@ def dp_step(runs: int) -> list[Case]:
 
 
 def _steps(
-    name: str, train_set: TrainSet
+    name: str, train_set: TrainSet, persons: int
 ) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
     torch.manual_seed(0)
     backbone = create(name)
     parts = split(backbone, train_set, None)
-    chips = torch.randint(0, 256, (PERSONS * IMAGES, *_chip_shape(backbone.chip.size))).byte()
-    with torch.no_grad():
-        inputs = parts.frozen(backbone.preprocess(chips))
+    chips = torch.randint(0, 256, (persons * IMAGES, *_chip_shape(backbone.chip.size))).byte()
+    rows = Rows(backbone, parts, train_set)
+    inputs = rows.prepare(rows.of(chips))
     batch = PersonBatch(
-        inputs.view(PERSONS, IMAGES, *inputs.shape[1:]),
-        torch.ones(PERSONS, IMAGES, dtype=torch.bool),
-        torch.zeros(PERSONS, dtype=torch.int64),
+        inputs.view(persons, IMAGES, *inputs.shape[1:]),
+        torch.ones(persons, IMAGES, dtype=torch.bool),
+        torch.zeros(persons, dtype=torch.int64),
     )
     bank = torch.nn.functional.normalize(torch.randn(100, backbone.dim), dim=1)
     public, loss = PublicSide(bank, True), create_loss(LossConfig())
 
     def joint_loss(model: nn.Module) -> Tensor:
-        embeddings = model(inputs).view(PERSONS, IMAGES, -1)
+        embeddings = model(inputs).view(persons, IMAGES, -1)
         return loss(embeddings, batch.present, batch.codes, bank)
 
     model = copy.deepcopy(parts.trainable)
-    engine = choose_engine(model)
+    engine = choose_engine(model, train_set, LossConfig(public_gradient=False))
     optimizer = PersonOptimizer(
         model,
         _sgd(model),
         noise_multiplier=NOISE,
         max_grad_norm=CLIP,
-        public_denominator=PERSONS,
+        public_denominator=persons,
         stream=KeyStream(fresh_key(), private=True),
     )
 
@@ -106,7 +109,7 @@ def _steps(
         # Opacus records activations in training mode only; no layer here behaves differently.
         hooked = GradSampleModule(copy.deepcopy(parts.trainable).train(), loss_reduction="sum")
     hooks_optimizer = _PersonHooks(
-        _sgd(hooked), noise_multiplier=NOISE, max_grad_norm=CLIP, expected_batch_size=PERSONS
+        _sgd(hooked), noise_multiplier=NOISE, max_grad_norm=CLIP, expected_batch_size=persons
     )
 
     def hooks() -> None:
