@@ -133,7 +133,8 @@ def _stop(
     message = f"round {round_}: {len(accepted)} usable updates, {minimum} needed: {reasons}"
     if rejected and all(reason == "refused: budget" for _, reason in rejected):
         raise Refused(message, hint="the sites' privacy budget is spent")
-    raise RoundFailed(message, hint="the last finished round is kept; resume when sites are back")
+    hint = "each site's own log says why; the last finished round is kept: mend it, then resume"
+    raise RoundFailed(message, hint=hint if rejected else "resume when sites are back")
 
 
 def _send(grid: Grid, messages: Iterable[Message], timeout: float | None) -> list[Message]:

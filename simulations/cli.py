@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,9 +19,9 @@ from server.report.plots import write_plots
 from server.report.run_record import RunRecord, write_run
 from server.report.wording import epsilon as epsilon_in_words
 from simulations.bench.cli import bench
-from simulations.experiment import Experiment
+from simulations.experiment import Experiment, gather
 from simulations.progress import LiveProgress
-from simulations.run_folder import RunFolder
+from simulations.run_folder import RunFolder, check_free
 from simulations.shifts import SHIFTS, Shift
 from simulations.simulate import simulate as run_simulation
 
@@ -119,10 +120,14 @@ def simulate(
         cache=cache,
     )
     experiment.check()
-    folder = (RunFolder.resume if resume else RunFolder.start)(out, experiment)
+    if out is not None and not resume:
+        check_free(out)
     errors = Console(stderr=True)
     with LiveProgress(errors, quiet=not errors.is_terminal) as progress:
-        record = run_simulation(experiment, folder, progress)
+        # Faces first: what cannot be trained on leaves no run folder behind.
+        material = gather(experiment, partial(progress.stage, "faces"))
+        folder = (RunFolder.resume if resume else RunFolder.start)(out, experiment)
+        record = run_simulation(experiment, folder, material, progress)
     written = (
         write_run(record, folder.path),
         *write_plots(record, folder.path),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -107,9 +106,8 @@ class Material:
     skipped: tuple[Skipped, ...]
 
 
-@lru_cache(maxsize=1)
 def gather(experiment: Experiment, progress: Progress = silent) -> Material:
-    """Load or render the faces of an experiment, split by person; kept for the next caller."""
+    """Load or render the faces of an experiment, split by person."""
     backbone = create(experiment.backbone, weights=experiment.weights, seed=experiment.seed)
     if experiment.data is None:
         return _synthetic(experiment, backbone)

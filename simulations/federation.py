@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -78,27 +79,44 @@ def build(experiment: Experiment, run_id: str, directory: Path, material: Materi
     return Simulation(experiment, material, rows, federation, directory)
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What all simulated sites of one process have in common."""
+
+    material: Material
+    rows: Rows
+    frozen_id: str
+
+
+@lru_cache(maxsize=1)
+def _gathered_again(experiment: Experiment) -> _Shared:
+    """In a process of Ray's, which serves many sites and many rounds."""
+    material = gather(experiment)
+    rows, _ = cut(material.backbone, experiment.train_set, material.bank.chips)
+    return _Shared(material, rows, frozen_id(rows))
+
+
 class SimulatedSites:
     """Opens a simulated site from a node's partition id; everything heavy is kept in memory.
 
-    It can be pickled to another process (Ray), where the faces are gathered again from the cache.
+    It can be pickled to another process (Ray), which gathers the faces again, once.
     """
 
     def __init__(self, experiment: Experiment, directory: Path) -> None:
         self._experiment = experiment
         self._directory = directory
-        self._rows: tuple[Rows, str] | None = None
+        self._shared: _Shared | None = None
         self._persons: dict[int, PrivatePersons] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {"_experiment": self._experiment, "_directory": self._directory}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _rows=None, _persons={})
+        self.__dict__.update(state, _shared=None, _persons={})
 
-    def share(self, rows: Rows) -> None:
-        """Use rows that were built in this process; their digest is computed once for all sites."""
-        self._rows = (rows, frozen_id(rows))
+    def share(self, material: Material, rows: Rows) -> None:
+        """Use what was built in this process; the digest is computed once for all sites."""
+        self._shared = _Shared(material, rows, frozen_id(rows))
 
     def __call__(self, context: Context) -> OpenSite:
         index = int(context.node_config[PARTITION_ID_KEY])
@@ -118,25 +136,23 @@ class SimulatedSites:
             persons=lambda part: self._of(index, part),
         )
 
-    def _ready(self) -> tuple[Rows, str]:
-        if self._rows is None:
-            material = gather(self._experiment)
-            rows, _ = cut(material.backbone, self._experiment.train_set, material.bank.chips)
-            self.share(rows)
-        assert self._rows is not None
-        return self._rows
+    def _ready(self) -> _Shared:
+        if self._shared is None:
+            self._shared = _gathered_again(self._experiment)
+        return self._shared
 
     def _model(self, part: PublicPart) -> nn.Module:
-        rows, name = self._ready()
-        if name != part.contract.frozen_id:
+        shared = self._ready()
+        if shared.frozen_id != part.contract.frozen_id:
             raise Refused("the frozen part of the model differs from the agreed one")
-        rows.split.trainable.load_state_dict(dict(part.state))
-        return rows.split.trainable
+        trainable = shared.rows.split.trainable
+        trainable.load_state_dict(dict(part.state))
+        return trainable
 
     def _of(self, index: int, part: PublicPart) -> PrivatePersons:
         if index not in self._persons:
-            rows, _ = self._ready()
-            faces = gather(self._experiment).sites[index]
+            shared = self._ready()
+            rows, faces = shared.rows, shared.material.sites[index]
             key = derive_key(experiment_key(self._experiment.seed), "codes")
             self._persons[index] = PrivatePersons.group(
                 rows.of(faces.chips),
@@ -201,7 +217,7 @@ def run(
 
     client: ClientApp = make_app(sites)
     if experiment.engine == "inprocess":
-        sites.share(simulation.rows)
+        sites.share(simulation.material, simulation.rows)
         run_in_process(server, client, experiment.sites, on_reply)
     else:
         run_ray(server, client, experiment.sites)

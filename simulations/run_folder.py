@@ -26,11 +26,7 @@ class RunFolder:
         """Create a new run folder; one that already holds something is an InputError."""
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{fresh_key()[:3].hex()}"
         folder = path if path is not None else Path("runs") / run_id
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(
-                f"{folder} already exists and is not empty",
-                hint="choose another --out, or add --resume to go on with that run",
-            )
+        check_free(folder)
         make_private_directory(folder)
         settings = {"run_id": run_id, "experiment": json.loads(to_json(experiment))}
         write_private(folder / "settings.json", json.dumps(settings, indent=2).encode())
@@ -55,3 +51,12 @@ class RunFolder:
                     hint="resume with the same options",
                 )
         return RunFolder(path, run_id)
+
+
+def check_free(folder: Path) -> None:
+    """Raise InputError if something is there already: a run is never written over another."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder} already exists and is not empty",
+            hint="choose another --out, or add --resume to go on with that run",
+        )

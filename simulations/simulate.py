@@ -33,7 +33,7 @@ from server.report.run_record import (
     SiteSpending,
     Skipped,
 )
-from simulations.experiment import Experiment, gather
+from simulations.experiment import Experiment, Material
 from simulations.federation import (
     Simulation,
     TestFaces,
@@ -52,11 +52,11 @@ _ADJACENCY = "add or remove one person at one site"
 def simulate(
     experiment: Experiment,
     folder: RunFolder,
+    material: Material,
     progress: LiveProgress,
     on_reply: Callable[[Message], None] = lambda reply: None,
 ) -> RunRecord:
     """Run an experiment to its end, keep model and checkpoint, and return what its report shows."""
-    material = gather(experiment, _stage(progress, "faces"))
     simulation = build(experiment, folder.run_id, folder.path, material)
     test = TestFaces(simulation)
     subjects = material.test.index
@@ -77,13 +77,6 @@ def simulate(
     after_scores = all_pairs(test.under(done.state.released()), subjects)
     model = _save(simulation, done)
     return _record(simulation, folder, progress, done, before_scores, after_scores, model)
-
-
-def _stage(progress: LiveProgress, name: str) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        progress.stage(name, done, total)
-
-    return show
 
 
 def _is_evaluated(round_: int, experiment: Experiment) -> bool:

@@ -41,7 +41,7 @@ def run(
 ) -> RunRecord:
     folder = RunFolder.start(out, experiment)
     with LiveProgress(Console(stderr=True), quiet=True) as progress:
-        return simulate(experiment, folder, progress, on_reply)
+        return simulate(experiment, folder, gather(experiment), progress, on_reply)
 
 
 def records(out: Path, site: int) -> tuple[tuple[Reservation, ...], tuple[Commit, ...]]:
@@ -288,7 +288,7 @@ def test_a_site_whose_budget_is_spent_refuses_and_the_run_stops_with_a_refusal(
         LiveProgress(Console(stderr=True), quiet=True) as progress,
         pytest.raises(Refused, match="budget"),
     ):
-        simulate(experiment, folder, progress)
+        simulate(experiment, folder, gather(experiment), progress)
     assert [records(tmp_path / "run", site) for site in range(3)] == before
 
 
