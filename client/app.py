@@ -31,6 +31,7 @@ from common.errors import (
     StorageError,
     VeilfaceError,
 )
+from common.npy import from_npy, to_npy
 from common.parameters import layout_of
 from common.update import FORMAT, Refusal
 
@@ -71,19 +72,20 @@ def make_app(open_site: Callable[[Context], OpenSite]) -> ClientApp:
 
 def _prepare(message: Message, opened: OpenSite) -> RecordDict:
     contract = _contract(message)
-    state = {
-        name: torch.from_numpy(array.numpy().copy())
-        for name, array in message.content.array_records["state"].items()
-    }
-    inputs = torch.from_numpy(message.content.array_records["public"]["inputs"].numpy().copy())
+    state = {name: _tensor(array) for name, array in message.content.array_records["state"].items()}
+    inputs = _tensor(message.content.array_records["public"]["inputs"])
     name = store_public(opened.public_directory, PublicPart(contract, state, inputs))
     return RecordDict({"header": ConfigRecord({"format": FORMAT, "ready": name})})
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(from_npy(array.data).copy())
 
 
 def _train(message: Message, opened: OpenSite) -> RecordDict:
     asked = message.content.config_records["request"]
     part = load_public(opened.public_directory, str(asked["contract_digest"]))
-    vector = message.content.array_records["parameters"]["vector"].numpy()
+    vector = from_npy(message.content.array_records["parameters"]["vector"].data)
     if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
         raise InputError("the server's parameters are not a finite float32 vector")
 
@@ -101,7 +103,7 @@ def _train(message: Message, opened: OpenSite) -> RecordDict:
     return RecordDict(
         {
             "header": ConfigRecord({**update.header()}),
-            "update": ArrayRecord({name: Array(value) for name, value in arrays.items()}),
+            "update": ArrayRecord({name: Array(*to_npy(value)) for name, value in arrays.items()}),
         }
     )
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from common.config import digest, to_json
 from common.contract import Contract
-from common.errors import Refused, UpdateRejected, VeilfaceError
+from common.errors import InputError, Refused, UpdateRejected, VeilfaceError
+from common.npy import from_npy, to_npy
 from common.parameters import Layout
 from common.update import (
     Expected,
@@ -146,12 +147,12 @@ def _prepare(grid: Grid, federation: Federation, nodes: list[int]) -> None:
     """Send the public part of the run to sites that this process has not prepared yet."""
     if not nodes:
         return
-    state = {name: Array(value.numpy()) for name, value in federation.state.items()}
+    state = {name: Array(*to_npy(value.numpy())) for name, value in federation.state.items()}
     content = RecordDict(
         {
             "request": ConfigRecord({"contract": to_json(federation.contract)}),
             "state": ArrayRecord(state),
-            "public": ArrayRecord({"inputs": Array(federation.public_inputs.numpy())}),
+            "public": ArrayRecord({"inputs": Array(*to_npy(federation.public_inputs.numpy()))}),
         }
     )
     messages = (Message(content, node, "query.prepare") for node in nodes)
@@ -169,7 +170,7 @@ def _ask(
     content = RecordDict(
         {
             "request": ConfigRecord({"contract_digest": digest(contract), "round": round_}),
-            "parameters": ArrayRecord({"vector": Array(parameters)}),
+            "parameters": ArrayRecord({"vector": Array(*to_npy(parameters))}),
         }
     )
     messages = (Message(content, node, "train", group_id=str(round_)) for node in nodes)
@@ -219,10 +220,8 @@ def _decode(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[np.generic
         raise UpdateRejected(f"the update is larger than the {limit} bytes it can have")
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, array in record.items():
-        if array.stype != "numpy.ndarray":
-            raise UpdateRejected(f"{name[:80]} has the unknown encoding {array.stype[:80]!r}")
         try:
-            arrays[name] = array.numpy()
-        except (ValueError, TypeError, EOFError, OSError, SyntaxError) as error:
-            raise UpdateRejected(f"{name[:80]} cannot be decoded") from error
+            arrays[name] = from_npy(array.data)
+        except InputError as error:
+            raise UpdateRejected(f"{name[:80]} cannot be decoded: {error.message}") from error
     return arrays

@@ -122,13 +122,21 @@ def garbage(header: dict[str, object], arrays: dict[str, Array]) -> None:
     arrays["b"] = Array("float32", (4,), "numpy.ndarray", b"not an array")
 
 
+def unbalanced(header: dict[str, object], arrays: dict[str, Array]) -> None:
+    """Bytes on which numpy's own reader fails with an error of Python's tokenizer."""
+    data = bytearray(arrays["b"].data)
+    data[8] = 1
+    arrays["b"] = Array("float32", (4,), "numpy.ndarray", bytes(data))
+
+
 def pickled(header: dict[str, object], arrays: dict[str, Array]) -> None:
     arrays["b"] = Array("object", (4,), "pickle", b"cos\nsystem\n(S'false'\ntR.")
 
 
 SPOILERS: list[Spoil] = [
     nan, infinite, wrong_shape, wrong_type, oversized, missing, unknown, wrong_model, replayed,
-    other_run, with_count, garbage, pickled,
+    other_run, with_count, garbage, unbalanced,
+    pickled,
 ]  # fmt: skip
 
 

@@ -19,12 +19,20 @@ import psutil
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
 
+from common.npy import from_npy, to_npy
 from simulations.bench.timing import Case, case
 from simulations.federation import run_ray
 from simulations.inprocess import run_in_process
 
 SITES, ROUNDS, PARAMETERS = 100, 5, 1_000_000
+
+
+def _vector(message: Message) -> NDArray[np.float32]:
+    return from_npy(message.content.array_records["model"]["vector"].data).astype(
+        np.float32, copy=False
+    )
 
 
 def apps() -> tuple[ServerApp, ClientApp]:
@@ -33,8 +41,8 @@ def apps() -> tuple[ServerApp, ClientApp]:
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
-        vector = message.content.array_records["model"]["vector"].numpy()
-        content = RecordDict({"model": ArrayRecord({"vector": Array(vector + 1.0)})})
+        vector = _vector(message)
+        content = RecordDict({"model": ArrayRecord({"vector": Array(*to_npy(vector + 1.0))})})
         return Message(content, reply_to=message)
 
     @server.main()
@@ -43,11 +51,11 @@ def apps() -> tuple[ServerApp, ClientApp]:
             time.sleep(0.1)
         vector = np.zeros(PARAMETERS, dtype=np.float32)
         for _ in range(ROUNDS):
-            content = RecordDict({"model": ArrayRecord({"vector": Array(vector)})})
+            content = RecordDict({"model": ArrayRecord({"vector": Array(*to_npy(vector))})})
             asked = (Message(content, node, "train") for node in grid.get_node_ids())
             total, answers = np.zeros(PARAMETERS, dtype=np.float64), 0
             for reply in grid.send_and_receive(asked):
-                total += reply.content.array_records["model"]["vector"].numpy()
+                total += _vector(reply)
                 answers += 1
             if answers != SITES:
                 raise RuntimeError(f"{answers} of {SITES} sites answered")
