@@ -14,7 +14,7 @@ from rich.table import Table
 
 from common.errors import InputError, LedgerError
 from common.ledger import Genesis, Ledger, LedgerReport, Reservation, verify
-from common.plan import spent
+from common.spending import spent
 
 _HEAD = "ledger.head"
 

@@ -10,27 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.accounting import (
-    Event,
-    GaussianEvent,
-    PoissonEvent,
-    cross_checked_epsilon,
-    noise_multiplier_for,
-)
+from common.accounting import cross_checked_epsilon, noise_multiplier_for
 from common.contract import Contract, Privacy
 from common.errors import BudgetExceeded, InputError
 from common.ledger import Ledger, Reservation
+from common.spending import event_of, spent
 
 # An epsilon recomputed elsewhere may differ in its last digits from the one the noise was found
 # for; the noise multiplier is rounded up by more than this.
 _RELATIVE_SLACK = 1e-9
-
-
-def event_of(noise_multiplier: float, sample_rate: float, steps: int) -> Event:
-    """Return the accounting event of `steps` releases; the full batch is exactly Gaussian."""
-    if sample_rate == 1.0:
-        return GaussianEvent(noise_multiplier, steps)
-    return PoissonEvent(noise_multiplier, sample_rate, steps)
 
 
 def calibrate(
@@ -60,21 +48,6 @@ def calibrate(
         else noise_multiplier_for(epsilon, delta, rounds * local_steps, sample_rate)
     )
     return Privacy(epsilon, delta, noise, max_grad_norm, sample_rate, public_denominator)
-
-
-def spent(reservations: Sequence[Reservation], delta: float) -> float:
-    """Return the epsilon at `delta` of everything reserved, checked by two accountants.
-
-    Infinite as soon as one reservation is not private (no noise, or seeded noise); 0 for none.
-    """
-    if not all(reservation.private for reservation in reservations):
-        return math.inf
-    merged: dict[tuple[float, float], int] = {}
-    for r in reservations:
-        key = (r.noise_multiplier, r.sample_rate)
-        merged[key] = merged.get(key, 0) + r.steps
-    events = [event_of(sigma, rate, steps) for (sigma, rate), steps in merged.items()]
-    return cross_checked_epsilon(events, delta).epsilon
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +52,11 @@ def trained_network(path: Path, weights: Path | None) -> Network:
     """The network of a run's model file.
 
     Only the trained part lies in it: where the run started from a weights file, that file is
-    needed again. Raises WeightsError unless the frozen part is the one the model was trained on.
+    needed again; where it started from random weights, their seed stands in the file. Raises
+    WeightsError unless the frozen part is the one the model was trained on.
     """
     saved = load_model(path)
-    backbone = create(saved.backbone, weights=weights)
+    backbone = create(saved.backbone, weights=weights, seed=_seed(saved.meta, path))
     # The adapter's statistics are part of the saved state; these are overwritten.
     parts = split(backbone, saved.train_set, torch.eye(2, backbone.features))
     load_into(parts.trainable, saved.state, str(path))
@@ -67,3 +69,10 @@ def trained_network(path: Path, weights: Path | None) -> Network:
     return Network(
         f"{saved.backbone} {saved.train_set} of {contract.run_id}", backbone, rejoin(parts).eval()
     )
+
+
+def _seed(meta: Mapping[str, str], path: Path) -> int:
+    text = meta.get("backbone_seed", "0")
+    if not text.isdecimal():
+        raise WeightsError(f"{path} names the seed {text[:40]!r}, which is no number")
+    return int(text)

@@ -21,7 +21,7 @@ from common.intervals import verification_of
 from common.ledger import Ledger, Reservation
 from common.metrics import PairScores, all_pairs, det_curve
 from common.parameters import assign
-from common.plan import spent
+from common.spending import spent
 from server.checkpoint import Checkpoint
 from server.report.run_record import (
     Adversary,
@@ -113,7 +113,11 @@ def _save(simulation: Simulation, done: Checkpoint) -> str:
         backbone=contract.backbone,
         train_set=contract.train_set,
         state=dict(trainable.state_dict()),
-        meta={"run_id": contract.run_id, "contract": to_json(contract)},
+        meta={
+            "run_id": contract.run_id,
+            "contract": to_json(contract),
+            "backbone_seed": str(simulation.experiment.seed),
+        },
     )
 
 

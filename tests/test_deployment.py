@@ -20,7 +20,7 @@ import pytest
 
 from common.backbones.weights import load_model
 from common.ledger import verify
-from common.plan import spent
+from common.spending import spent
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from common.cli import main
 from common.ledger import Genesis, Ledger
-from common.plan import spent
+from common.spending import spent
 
 Run = Callable[..., tuple[int, str, str]]
 DELTA, BUDGET = 1e-4, 4.0
@@ -164,3 +166,8 @@ def test_an_untouched_ledger_has_spent_nothing(run: Run, tmp_path: Path) -> None
     shown = json.loads(out)["ledgers"][0]
     assert (shown["spent_epsilon"], shown["remaining_epsilon"]) == (0.0, BUDGET)
     assert shown["rounds"] == [] and shown["not_private"] is False
+
+
+def test_a_look_at_a_ledger_loads_no_torch() -> None:
+    code = "import sys, client.ledger_cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,8 @@ import pytest
 
 from common.errors import BudgetExceeded, InputError
 from common.ledger import Genesis, Ledger, verify
-from common.plan import PrivacyPlan, calibrate, epsilon_after, spent
+from common.plan import PrivacyPlan, calibrate, epsilon_after
+from common.spending import spent
 from tests.test_site import CONTRACT
 
 PLAN = PrivacyPlan(epsilon=2.0, delta=1e-4)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from common.cli import main
+from server.network import trained_network
 
 Outcome = tuple[int, str, str]
 Run = Callable[..., Outcome]
@@ -198,3 +199,10 @@ def test_a_full_disk_is_named_and_no_file_is_half_written(
     left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert not [name for name in left if name.endswith(".part")]
     assert "model.safetensors" not in left
+
+
+def test_the_model_of_a_run_from_random_weights_is_put_together_again(
+    run: Run, tmp_path: Path
+) -> None:
+    assert run(seed=3, train="tail")[0] == 0
+    assert "lenet tail" in trained_network(tmp_path / "run" / "model.safetensors", None).name
