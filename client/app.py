@@ -18,7 +18,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from client.persons import PrivatePersons
 from client.preparation import PublicPart, Unprepared, load_public, store_public
 from client.site import Prepared, Site
 from common.config import from_json
@@ -33,6 +32,7 @@ from common.errors import (
 )
 from common.npy import from_npy, to_npy
 from common.parameters import layout_of
+from common.persons import Persons
 from common.update import FORMAT, Refusal
 
 log = logging.getLogger("veilface.site")
@@ -52,7 +52,7 @@ class OpenSite:
     site: Site
     public_directory: Path
     model: Callable[[PublicPart], nn.Module]
-    persons: Callable[[PublicPart], PrivatePersons]
+    persons: Callable[[PublicPart], Persons]
 
 
 def make_app(open_site: Callable[[Context], OpenSite]) -> ClientApp:

@@ -16,9 +16,9 @@ import torch
 from flwr.app import Context
 
 from client.app import OpenSite, make_app
-from client.persons import PrivatePersons, person_code
 from client.preparation import PublicPart
 from client.site import Site
+from common.backbones.adapter import PublicStatistics
 from common.backbones.base import Backbone
 from common.backbones.registry import create
 from common.backbones.split import split
@@ -28,6 +28,7 @@ from common.dataset import images_of, list_subjects, load_chips
 from common.detection import DlibDetector
 from common.embedding import Rows
 from common.errors import InputError, Refused
+from common.persons import Persons, person_code
 from common.plan import PrivacyPlan
 from common.randomness import KEY_BYTES, fresh_key
 from common.storage import make_private_directory, write_private
@@ -89,8 +90,9 @@ class _Folder:
         """Cut this site's own backbone and load the public state that the server sent."""
         contract = part.contract
         backbone = _backbone(contract.backbone, self._weights)
-        # The statistics arrive with the state; two rows only give them their shape.
-        parts = split(backbone, contract.train_set, torch.eye(2, backbone.features))
+        adapter = contract.train_set == "adapter"
+        statistics = PublicStatistics.in_state(part.state) if adapter else None
+        parts = split(backbone, contract.train_set, statistics)
         if model_id(dict(parts.frozen.state_dict())) != contract.frozen_id:
             raise Refused("the frozen part of the model differs from the agreed one")
         try:
@@ -99,7 +101,7 @@ class _Folder:
             raise Refused(f"the server's model does not fit {contract.backbone}") from error
         return Rows(backbone, parts, contract.train_set)
 
-    def persons(self, part: PublicPart) -> PrivatePersons:
+    def persons(self, part: PublicPart) -> Persons:
         """Detect, align and embed this site's images; a skipped image is only logged here."""
         rows = self.rows(part)
         subjects = list_subjects(self._data)
@@ -117,7 +119,7 @@ class _Folder:
             raise InputError(f"no usable face in {self._data}")
         key = self._code_key()
         codes = max(1, len(part.inputs))
-        return PrivatePersons.group(
+        return Persons.group(
             rows.of(torch.from_numpy(loaded.chips)),
             index.tolist(),
             [person_code(subjects[row].name, key, codes) for row in kept.tolist()],

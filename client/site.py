@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.gradients import choose_engine
-from client.persons import PrivatePersons
 from client.trainer import RoundKeys, train_round
 from common.config import digest
 from common.contract import Contract
 from common.errors import Refused
 from common.ledger import Genesis, Ledger, Reservation
 from common.parameters import layout_of
+from common.persons import Persons
 from common.plan import PrivacyPlan
 from common.randomness import KEY_BYTES, fresh_key
 from common.storage import write_private
@@ -45,7 +45,7 @@ class Prepared:
     contract: Contract
     model: nn.Module
     public_inputs: Tensor
-    persons: PrivatePersons
+    persons: Persons
 
 
 class RoundKey(Protocol):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from client.gradients import GradientEngine
 from client.optimizer import PersonOptimizer
-from client.persons import PrivatePersons
 from common.contract import Contract
 from common.losses import PersonLoss, PublicSide, create_loss
 from common.mechanism import ClippedSum
 from common.parameters import assign, flatten, trainable_parameters
+from common.persons import Persons
 from common.randomness import KeyStream, derive_key
 from common.sampling import sample_persons
 
@@ -46,7 +46,7 @@ class RoundKeys:
 def train_round(
     model: nn.Module,
     parameters: NDArray[np.float32],
-    persons: PrivatePersons,
+    persons: Persons,
     public_inputs: Tensor,
     contract: Contract,
     keys: RoundKeys,
@@ -92,7 +92,7 @@ def _public_side(
     model: nn.Module,
     public_inputs: Tensor,
     contract: Contract,
-    persons: PrivatePersons,
+    persons: Persons,
     images: np.random.Generator,
 ) -> PublicSide:
     """The public side of the loss in this step, under the parameters of this step."""
@@ -109,7 +109,7 @@ def _public_side(
 
 def _clipped_sum(
     model: nn.Module,
-    persons: PrivatePersons,
+    persons: Persons,
     drawn: NDArray[np.intp],
     loss: PersonLoss,
     public: PublicSide,

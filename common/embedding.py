@@ -23,7 +23,7 @@ class Rows:
     """How a split backbone stores and uses images: frozen features, or chips if nothing is frozen.
 
     With train set `full` a row is the uint8 chip itself and `prepare` makes pixels of it; else a
-    row is the frozen part's output and `prepare` returns it as it is.
+    row is what the frozen part made of it, condensed, and `prepare` returns it as it is.
     """
 
     backbone: Backbone
@@ -34,7 +34,8 @@ class Rows:
         """uint8 chips [N, S, S, 3] -> rows [N, ...], each image once, no gradient."""
         if self.train_set == "full":
             return chips
-        return frozen_rows(self.backbone, self.split.frozen, chips, progress)
+        once = nn.Sequential(self.split.frozen, self.split.condense)
+        return frozen_rows(self.backbone, once, chips, progress)
 
     def prepare(self, rows: Tensor) -> Tensor:
         """Rows -> the trainable part's input."""

@@ -27,7 +27,7 @@ from common.plan import epsilon_after
 from common.storage import make_private_directory
 from server.checkpoint import RoundRecord
 from server.rounds import run_rounds
-from server.setup import TrainingConfig, cut, prepare
+from server.setup import PublicBank, TrainingConfig, cut, prepare
 
 log = logging.getLogger("veilface.server")
 app = ServerApp()
@@ -84,14 +84,16 @@ def main(grid: Grid, context: Context) -> None:
         raise InputError("a deployment states its epsilon: training.epsilon is missing")
     backbone = create(config.backbone, weights=config.weights)
     with ChipCache.open(config.cache) as cache:
+        subjects = list_subjects(config.public, at_least=2)
         public = load_chips(
-            images_of(list_subjects(config.public, at_least=2)),
+            images_of(subjects),
             spec=backbone.chip,
             detector=DlibDetector(),
             cache=cache,
             aligned=config.aligned,
         )
-    rows, bank = cut(backbone, config.training.train_set, torch.from_numpy(public.chips))
+    faces = PublicBank(torch.from_numpy(public.chips), public.labels(subjects))
+    rows, bank = cut(backbone, config.training.train_set, faces)
     federation = prepare(config.training, config.run_id, rows, bank)
     out = make_private_directory(config.out)
     done = run_rounds(

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
+from common.backbones.adapter import PublicStatistics
 from common.backbones.base import Backbone
 from common.backbones.registry import create
 from common.backbones.split import rejoin, split
@@ -57,8 +57,9 @@ def trained_network(path: Path, weights: Path | None) -> Network:
     """
     saved = load_model(path)
     backbone = create(saved.backbone, weights=weights, seed=_seed(saved.meta, path))
-    # The adapter's statistics are part of the saved state; these are overwritten.
-    parts = split(backbone, saved.train_set, torch.eye(2, backbone.features))
+    adapter = saved.train_set == "adapter"
+    statistics = PublicStatistics.in_state(saved.state) if adapter else None
+    parts = split(backbone, saved.train_set, statistics)
     load_into(parts.trainable, saved.state, str(path))
     contract = from_json(Contract, saved.meta.get("contract", ""), where=f"contract in {path}")
     if model_id(parts.frozen.state_dict()) != contract.frozen_id:

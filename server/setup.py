@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from common.backbones.adapter import PublicStatistics
 from common.backbones.base import Backbone, TrainSet
 from common.backbones.split import frozen_part, split
 from common.backbones.weights import model_id
@@ -19,6 +22,7 @@ from common.plan import calibrate
 from common.randomness import experiment_generator
 from common.recipe import recommended
 from server.optimizer import OptimizerConfig
+from server.public_start import PublicRows, train_on_public
 from server.rounds import Federation
 
 CODEBOOK_SIZE: Final = 1024
@@ -49,18 +53,33 @@ class TrainingConfig:
     timeout: float | None = None
 
 
-def cut(
-    backbone: Backbone, train_set: TrainSet, bank: Tensor, progress: Progress = silent
-) -> tuple[Rows, Tensor]:
-    """Cut the backbone for training, and return the rows of the public bank's chips with it.
+@dataclass(frozen=True)
+class PublicBank:
+    """Public faces: uint8 chips [N, S, S, 3], and whose they are, int64 [N], any numbering."""
 
-    The adapter's statistics are those of the bank's pooled features, which are its rows too.
+    chips: Tensor
+    persons: NDArray[np.int64]
+
+
+def cut(
+    backbone: Backbone, train_set: TrainSet, bank: PublicBank, progress: Progress = silent
+) -> tuple[Rows, PublicRows]:
+    """Cut the backbone for training, and return the rows of the public bank with it.
+
+    The adapter's statistics are those of the bank's chips and their mirror images.
     """
+    count = len(bank.chips)
+    both = torch.cat([bank.chips, bank.chips.flip(2)])
     if train_set == "adapter":
-        features = frozen_rows(backbone, frozen_part(backbone, train_set), bank, progress)
-        return Rows(backbone, split(backbone, train_set, features), train_set), features
-    rows = Rows(backbone, split(backbone, train_set, None), train_set)
-    return rows, rows.of(bank, progress)
+        raw = frozen_rows(backbone, frozen_part(backbone, train_set), both, progress)
+        parts = split(backbone, train_set, PublicStatistics.of(backbone.projection, raw))
+        rows = Rows(backbone, parts, train_set)
+        with torch.no_grad():
+            found = parts.condense(raw)
+    else:
+        rows = Rows(backbone, split(backbone, train_set, None), train_set)
+        found = rows.of(both, progress)
+    return rows, PublicRows(found[:count], found[count:], bank.persons)
 
 
 def frozen_id(rows: Rows) -> str:
@@ -75,13 +94,16 @@ def codebook(seed: int, dimension: int) -> Tensor:
     return torch.nn.functional.normalize(codes, dim=1)
 
 
-def prepare(config: TrainingConfig, run_id: str, rows: Rows, bank_rows: Tensor) -> Federation:
+def prepare(config: TrainingConfig, run_id: str, rows: Rows, bank: PublicRows) -> Federation:
     """Return the federation: contract, model, public bank and server optimiser.
 
+    Where the recipe says so, the model is trained on the public bank first.
     With one local step a site's delta is its noised mean gradient and the server's optimiser takes
     the step; with more, the site takes the steps and the server averages (McMahan et al. 2017).
     """
     recipe, trainable = recommended(config.train_set), rows.split.trainable
+    if recipe.public_start is not None:
+        train_on_public(rows, bank, recipe.public_start)
     one_step = config.local_steps == 1
     contract = Contract(
         run_id=run_id,
@@ -110,7 +132,7 @@ def prepare(config: TrainingConfig, run_id: str, rows: Rows, bank_rows: Tensor) 
         contract=contract,
         layout=layout_of(trainable),
         state=dict(trainable.state_dict()),
-        public_inputs=codebook(config.seed, rows.backbone.dim) if by_code else bank_rows,
+        public_inputs=codebook(config.seed, rows.backbone.dim) if by_code else bank.seen,
         initial=flatten(trainable).numpy(),
         optimizer=OptimizerConfig(
             "sgd",

@@ -138,6 +138,8 @@ def simulate(
         return
     console = Console()
     console.print(_table(record))
+    if record.public_only:
+        console.print("Public only: trained on public images alone; private training starts there.")
     _print_privacy(console, record)
     for warning in record.warnings:
         console.print(f"Note: {warning}", markup=False)
@@ -148,10 +150,12 @@ def simulate(
 
 def _table(record: RunRecord) -> Table:
     before, after = record.before.to_json(), record.after.to_json()
+    public = record.public_only.to_json() if record.public_only else None
     table = Table(
         title=f"{record.before.mated:,} mated, {record.before.non_mated:,} non-mated pairs"
     )
-    for column in ("", "before", "after", "95% interval of after"):
+    middle = ["public only"] if public else []
+    for column in ("", "before", *middle, "after", "95% interval of after"):
         table.add_column(column, justify="left" if not column else "right")
     intervals = after["ci"]
     for name, label in (
@@ -160,9 +164,8 @@ def _table(record: RunRecord) -> Table:
         ("eer", "EER"),
     ):
         low, high = intervals[name] if isinstance(intervals, dict) else (float("nan"),) * 2
-        table.add_row(
-            label, f"{before[name]:.3f}", f"{after[name]:.3f}", f"{low:.3f} to {high:.3f}"
-        )
+        rates = [f"{rates[name]:.3f}" for rates in (before, public, after) if rates]
+        table.add_row(label, *rates, f"{low:.3f} to {high:.3f}")
     return table
 
 

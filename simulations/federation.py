@@ -18,19 +18,26 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.app import OpenSite, make_app
-from client.persons import PrivatePersons, person_code
 from client.preparation import PublicPart
 from client.site import RoundKey, SecretRoundKey, Site
 from common.backbones.split import split
 from common.contract import Contract
 from common.embedding import Rows, embed
 from common.errors import InputError, Refused
-from common.parameters import assign
+from common.parameters import assign, flatten
+from common.persons import Persons, person_code
 from common.plan import PrivacyPlan
 from common.randomness import derive_key, experiment_key
 from server.checkpoint import Checkpoint
 from server.rounds import Federation, Observer, run_rounds
-from server.setup import CODEBOOK_SIZE, TrainingConfig, cut, frozen_id, prepare
+from server.setup import (
+    CODEBOOK_SIZE,
+    PublicBank,
+    TrainingConfig,
+    cut,
+    frozen_id,
+    prepare,
+)
 from simulations.experiment import Experiment, Material, gather
 from simulations.inprocess import run_in_process
 
@@ -49,18 +56,24 @@ class SeededRoundKey:
 
 @dataclass(frozen=True)
 class Simulation:
-    """An experiment made ready: what the server holds, and how to build each site."""
+    """An experiment made ready: what the server holds, and how to build each site.
+
+    `untrained` are the trainable parameters [d] before the training on public images, with which
+    `federation.initial` starts the private one.
+    """
 
     experiment: Experiment
     material: Material
     rows: Rows
+    untrained: NDArray[np.float32]
     federation: Federation
     directory: Path
 
 
 def build(experiment: Experiment, run_id: str, directory: Path, material: Material) -> Simulation:
     """Return the simulation of an experiment: model, contract and public bank."""
-    rows, bank = cut(material.backbone, experiment.train_set, material.bank.chips)
+    rows, bank = cut(material.backbone, experiment.train_set, public_bank(material))
+    untrained = flatten(rows.split.trainable).numpy()
     config = TrainingConfig(
         train_set=experiment.train_set,
         loss=experiment.loss,
@@ -76,7 +89,12 @@ def build(experiment: Experiment, run_id: str, directory: Path, material: Materi
         minimum_sites=1,
     )
     federation = prepare(config, run_id, rows, bank)
-    return Simulation(experiment, material, rows, federation, directory)
+    return Simulation(experiment, material, rows, untrained, federation, directory)
+
+
+def public_bank(material: Material) -> PublicBank:
+    """Return the experiment's public faces as the server takes them."""
+    return PublicBank(material.bank.chips, material.bank.index)
 
 
 @dataclass(frozen=True)
@@ -92,7 +110,7 @@ class _Shared:
 def _gathered_again(experiment: Experiment) -> _Shared:
     """In a process of Ray's, which serves many sites and many rounds."""
     material = gather(experiment)
-    rows, _ = cut(material.backbone, experiment.train_set, material.bank.chips)
+    rows, _ = cut(material.backbone, experiment.train_set, public_bank(material))
     return _Shared(material, rows, frozen_id(rows))
 
 
@@ -106,7 +124,7 @@ class SimulatedSites:
         self._experiment = experiment
         self._directory = directory
         self._shared: _Shared | None = None
-        self._persons: dict[int, PrivatePersons] = {}
+        self._persons: dict[int, Persons] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {"_experiment": self._experiment, "_directory": self._directory}
@@ -149,12 +167,12 @@ class SimulatedSites:
         trainable.load_state_dict(dict(part.state))
         return trainable
 
-    def _of(self, index: int, part: PublicPart) -> PrivatePersons:
+    def _of(self, index: int, part: PublicPart) -> Persons:
         if index not in self._persons:
             shared = self._ready()
             rows, faces = shared.rows, shared.material.sites[index]
             key = derive_key(experiment_key(self._experiment.seed), "codes")
-            self._persons[index] = PrivatePersons.group(
+            self._persons[index] = Persons.group(
                 rows.of(faces.chips),
                 faces.index.tolist(),
                 [person_code(name, key, CODEBOOK_SIZE) for name in faces.subjects],
@@ -186,14 +204,15 @@ class TestFaces:
     def under_public_model(self) -> NDArray[np.float32]:
         """Return embeddings [N, D] under the public model as anyone would use it.
 
-        The adapter's rows are pooled features, so only the projection is left; the parts that
-        `tail` and `full` train start as the public model itself.
+        The adapter's rows begin with the pooled features, so only the projection is left; the parts
+        that `tail` and `full` train start as the public model itself.
         """
+        backbone = self._rows.backbone
         if self._rows.train_set != "adapter":
-            parts = split(self._rows.backbone, self._rows.train_set, None)
+            parts = split(backbone, self._rows.train_set, None)
             return embed(parts.trainable, self._inputs, self._rows.prepare).numpy()
         with torch.no_grad():
-            raw = self._rows.backbone.projection(self._inputs)
+            raw = backbone.projection(self._inputs[:, : backbone.features])
             result: NDArray[np.float32] = torch.nn.functional.normalize(raw, dim=-1).numpy()
         return result
 

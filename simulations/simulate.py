@@ -61,6 +61,10 @@ def simulate(
     test = TestFaces(simulation)
     subjects = material.test.index
     before_scores = _best_public(simulation, test)
+    start = simulation.federation.initial
+    public_only = None
+    if not np.array_equal(start, simulation.untrained):
+        public_only = verification_of(all_pairs(test.under(start), subjects))
 
     def evaluate(round_: int, parameters: NDArray[np.float32]) -> dict[str, float]:
         if not _is_evaluated(round_, experiment):
@@ -76,7 +80,8 @@ def simulate(
     done = run(simulation, folder.path / "checkpoint.safetensors", evaluate, progress, seen)
     after_scores = all_pairs(test.under(done.state.released()), subjects)
     model = _save(simulation, done)
-    return _record(simulation, folder, progress, done, before_scores, after_scores, model)
+    record = _record(simulation, folder, progress, done, before_scores, after_scores, model)
+    return dataclasses.replace(record, public_only=public_only)
 
 
 def _is_evaluated(round_: int, experiment: Experiment) -> bool:
@@ -86,14 +91,14 @@ def _is_evaluated(round_: int, experiment: Experiment) -> bool:
 
 
 def _best_public(simulation: Simulation, test: TestFaces) -> PairScores:
-    """The public model at its best: plain cosine, or the start of training if that is better.
+    """The public model at its best: plain cosine, or half centred if that is better.
 
     Choosing on the test set favours `before`, so a gain is never overstated by this choice.
     """
     subjects = simulation.material.test.index
     candidates = [
         all_pairs(test.under_public_model(), subjects),
-        all_pairs(test.under(simulation.federation.initial), subjects),
+        all_pairs(test.under(simulation.untrained), subjects),
     ]
 
     def quality(scores: PairScores) -> float:

@@ -24,6 +24,7 @@ from common.intervals import verification
 from common.metrics import unit_norm
 from server.evaluate_cli import evaluate
 from server.export_cli import export
+from tests.test_backbones import public
 
 Run = Callable[..., Any]
 PEOPLE, EACH = 20, 4
@@ -205,7 +206,7 @@ def test_a_listed_image_that_is_not_there_is_named(run: Run, tmp_path: Path, per
 def trained(path: Path, train_set: Any, *, seed: int = 0) -> torch.nn.Module:
     """Save a model as a run does, moved away from its start; return the whole network."""
     backbone = create("lenet", seed=seed)
-    parts = split(backbone, train_set, torch.rand(8, backbone.features))
+    parts = split(backbone, train_set, public(backbone))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in parts.trainable.parameters():

@@ -12,12 +12,13 @@ import torch
 from common.backbones.onnx_export import export_onnx
 from common.backbones.registry import create
 from common.backbones.split import rejoin, split
+from tests.test_backbones import public
 
 
 @pytest.mark.parametrize("name", ["dlib-resnet", "mobilefacenet", "lenet"])
 def test_onnx_runtime_gives_the_same_embedding(name: str, tmp_path: Path) -> None:
     backbone = create(name)
-    parts = split(backbone, "adapter", torch.randn(9, backbone.features))
+    parts = split(backbone, "adapter", public(backbone))
     with torch.no_grad():
         parts.trainable.adapter.weight.normal_(std=0.05)  # type: ignore[union-attr, operator]
     network = rejoin(parts)

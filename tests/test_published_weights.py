@@ -11,23 +11,14 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.backbones.base import TRAIN_SETS, Backbone
+from common.backbones.base import TRAIN_SETS
 from common.backbones.registry import create
 from common.backbones.split import split
 from common.errors import WeightsError
+from tests.test_backbones import pixels, public
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-
-
-def pixels(backbone: Backbone) -> Tensor:
-    side = backbone.chip.size
-    chips = torch.randint(0, 256, (2, side, side, 3), generator=torch.Generator().manual_seed(0))
-    return backbone.preprocess(chips.byte())
-
-
-def public(backbone: Backbone) -> Tensor:
-    return torch.randn(5, backbone.features, generator=torch.Generator().manual_seed(1))
 
 
 class _Inverted(nn.Module):

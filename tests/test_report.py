@@ -136,7 +136,7 @@ def test_a_record_survives_its_file(record: RunRecord, tmp_path: Path) -> None:
 def test_the_summary_has_the_keys_of_the_contract() -> None:
     summary = RECORD.summary()
     assert list(summary) == [
-        *("run_id", "model", "before", "after", "privacy", "seconds", "peak_mb")
+        *("run_id", "model", "before", "public_only", "after", "privacy", "seconds", "peak_mb")
     ]
     privacy = summary["privacy"]
     assert isinstance(privacy, dict)
@@ -338,3 +338,14 @@ def test_the_power_of_a_membership_test_is_never_understated(value: float, delta
     else:
         said = float(re.findall(r"at most ([\d.]+)%", sentence)[0]) / 100
         assert bound - 1e-8 <= said <= bound + 0.001
+
+
+def test_what_public_images_alone_gave_stands_between_before_and_after(tmp_path: Path) -> None:
+    public = Verification(0.073, 0.711, 0.422, 4321, 987654, intervals(0.55))
+    record = dataclasses.replace(RECORD, public_only=public)
+    write_run(record, tmp_path)
+    assert read_run(tmp_path) == record
+    page = render(record, ())
+    assert "public only" in page
+    assert "71.1%" in page
+    assert "public only" not in render(RECORD, ())

@@ -13,13 +13,13 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from client.persons import PrivatePersons
 from client.site import Prepared, SecretRoundKey, Site
 from client.trainer import train_round
 from common.contract import Contract
 from common.errors import BudgetExceeded, Refused, StorageError
 from common.ledger import Ledger, verify
 from common.parameters import flatten
+from common.persons import Persons
 from common.plan import PrivacyPlan, calibrate
 
 
@@ -62,7 +62,7 @@ def prepared(persons: int = 5, poison: float | None = None) -> Prepared:
     if poison is not None:
         rows[0, 0] = poison
     subjects = [p for p in range(persons) for _ in range(3)]
-    data = PrivatePersons.group(rows, subjects, list(range(persons)))
+    data = Persons.group(rows, subjects, list(range(persons)))
     return Prepared(CONTRACT, Head(), torch.randn(8, 6), data)
 
 
@@ -206,7 +206,7 @@ def test_a_full_disk_releases_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_release_has_the_noise_of_the_contract(tmp_path: Path) -> None:
     """Four rounds at zero persons' signal: the spread is noise_multiplier * C / denominator."""
     site = Site.open(tmp_path, PLAN)
-    same = PrivatePersons.group(torch.ones(2, 6), [0, 1], [0, 1])  # one image each: no gradient
+    same = Persons.group(torch.ones(2, 6), [0, 1], [0, 1])  # one image each: no gradient
     ready = dataclasses.replace(prepared(), persons=same)
     draws = np.concatenate([train(site, round_, ready) for round_ in range(1, 5)])
     privacy = CONTRACT.privacy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -68,12 +68,13 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class Split:
-    """A backbone cut for training: `frozen` runs once an image, `trainable` every step.
+    """A backbone cut for training: two parts run once an image, `trainable` every step.
 
-    `frozen` maps pixels [B, 3, S, S] to whatever `trainable` takes, one row an image;
-    `trainable` maps that to unit-norm embeddings [B, D]. Only parameters of `trainable` with
-    `requires_grad` are trained and may ever leave a site (as noised deltas).
+    `frozen` maps pixels [B, 3, S, S] to rows, `condense` those to the smaller ones that
+    `trainable` takes; `trainable` maps them to unit-norm embeddings [B, D]. Only parameters of
+    `trainable` with `requires_grad` are trained and may ever leave a site (as noised deltas).
     """
 
     frozen: nn.Module
     trainable: nn.Module
+    condense: nn.Module = field(default_factory=nn.Identity)

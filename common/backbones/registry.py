@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from common.backbones.base import TRAIN_SETS, Backbone, TrainSet
-from common.backbones.split import split
+from common.backbones.base import Backbone
 from common.backbones.weights import load_into, read_state
 from common.errors import InputError
-from common.face import ChipSpec
 
 _TORCHVISION: Final = ("alexnet", "vgg11", "googlenet", "resnet18", "resnet50")
 BACKBONES: Final = ("dlib-resnet", "mobilefacenet", "lenet", *_TORCHVISION)
@@ -67,45 +64,3 @@ def _loaded(name: str, state: Mapping[str, Tensor], source: str) -> Backbone:
     backbone = _initial(name)
     load_into(backbone, state, source)
     return backbone
-
-
-@dataclass(frozen=True)
-class TrainSetSize:
-    """How many parameters a trainable set trains."""
-
-    train_set: TrainSet
-    parameters: int
-
-
-@dataclass(frozen=True)
-class BackboneFacts:
-    """What a reader wants to know of a backbone before choosing it."""
-
-    name: str
-    chip: ChipSpec
-    dim: int
-    features: int
-    pretrained: bool
-    parameters: int
-    train_sets: tuple[TrainSetSize, ...]
-
-
-def describe(name: str) -> BackboneFacts:
-    """Return the facts of a backbone without weights from a file, counted on the network itself."""
-    backbone = create(name)
-
-    def size(train_set: TrainSet) -> TrainSetSize:
-        trainable = split(backbone, train_set, torch.eye(2, backbone.features)).trainable
-        return TrainSetSize(
-            train_set, sum(p.numel() for p in trainable.parameters() if p.requires_grad)
-        )
-
-    return BackboneFacts(
-        name=name,
-        chip=backbone.chip,
-        dim=backbone.dim,
-        features=backbone.features,
-        pretrained=name == "dlib-resnet",
-        parameters=sum(p.numel() for p in backbone.parameters()),
-        train_sets=tuple(size(train_set) for train_set in TRAIN_SETS),
-    )

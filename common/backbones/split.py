@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.backbones.adapter import AdapterHead
+from common.backbones.adapter import AdapterHead, PublicStatistics
 from common.backbones.base import Backbone, Split, TrainSet
 from common.errors import InputError
+
+_CELLS: Final = 4
 
 
 class UnitHead(nn.Module):
@@ -25,27 +29,51 @@ class UnitHead(nn.Module):
         return F.normalize(self.projection(self.stages(inputs)), dim=-1)
 
 
+class TappedStages(nn.Module):
+    """Pixels [B, 3, S, S] -> rows [B, F + M]: pooled features, then the map before the tail.
+
+    A map of more than 4 x 4 places is averaged down to that many, and then seen as one vector.
+    """
+
+    def __init__(self, stages: nn.Sequential, tap: int) -> None:
+        super().__init__()
+        self.before = stages[:tap]
+        self.after = stages[tap:]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tapped = self.before(pixels)
+        seen = tapped
+        if tapped.dim() == 4:
+            kernel = [math.ceil(side / _CELLS) for side in tapped.shape[2:]]
+            seen = tapped if kernel == [1, 1] else F.avg_pool2d(tapped, kernel, ceil_mode=True)
+        return torch.cat([self.after(tapped), seen.flatten(1)], dim=1)
+
+
 def frozen_part(backbone: Backbone, train_set: TrainSet) -> nn.Module:
     """Return what runs once an image: all stages, those before the tail, or nothing."""
-    cut = {"adapter": len(backbone.stages), "tail": backbone.tail_from, "full": 0}[train_set]
-    part = copy.deepcopy(backbone.stages[:cut]) if cut else nn.Identity()
+    if train_set == "full":
+        return nn.Identity()
+    part: nn.Module
+    if train_set == "adapter":
+        part = TappedStages(copy.deepcopy(backbone.stages), backbone.tail_from)
+    else:
+        part = copy.deepcopy(backbone.stages[: backbone.tail_from])
     return part.eval().requires_grad_(False)
 
 
-def split(backbone: Backbone, train_set: TrainSet, public_features: Tensor | None) -> Split:
+def split(backbone: Backbone, train_set: TrainSet, statistics: PublicStatistics | None) -> Split:
     """Return a copy of the backbone cut for training; the backbone itself is never changed.
 
-    `public_features` [N, F] are the pooled features of the public bank; the adapter needs them for
-    its statistics, the other sets ignore them.
+    The adapter needs the public bank's statistics; the other sets ignore them.
     """
     frozen = frozen_part(backbone, train_set)
     if train_set == "adapter":
-        if public_features is None:
+        if statistics is None:
             raise InputError("the adapter needs the features of the public bank")
         # Its layers draw initial weights that are overwritten: the global generator stays.
         with torch.random.fork_rng(devices=[]):
-            head = AdapterHead(backbone.projection, public_features)
-        return Split(frozen, head.eval())
+            head = AdapterHead(backbone.projection, statistics).eval()
+        return Split(frozen, head, head.condense)
     cut = backbone.tail_from if train_set == "tail" else 0
     stages = copy.deepcopy(backbone.stages[cut:])
     tail = UnitHead(stages, copy.deepcopy(backbone.projection))
@@ -54,4 +82,4 @@ def split(backbone: Backbone, train_set: TrainSet, public_features: Tensor | Non
 
 def rejoin(parts: Split) -> nn.Module:
     """Return the whole network: pixels [B, 3, S, S] -> unit-norm embeddings [B, D]."""
-    return nn.Sequential(parts.frozen, parts.trainable)
+    return nn.Sequential(parts.frozen, parts.condense, parts.trainable)

@@ -102,15 +102,14 @@ def _warnings(record: RunRecord) -> str:
 
 
 def _outcome(record: RunRecord) -> str:
-    before, after = record.before, record.after
+    before, after, public = record.before, record.after, record.public_only
 
     def row(label: str, name: str) -> tuple[str, ...]:
-        old, new = getattr(before, name), getattr(after, name)
+        shown = (before, public, after) if public else (before, after)
         return (
             label,
-            percent(old) + _ends(before, name),
-            percent(new) + _ends(after, name),
-            points(new - old),
+            *(percent(getattr(rates, name)) + _ends(rates, name) for rates in shown),
+            points(getattr(after, name) - getattr(before, name)),
         )
 
     rows = (
@@ -123,12 +122,17 @@ def _outcome(record: RunRecord) -> str:
         "different persons, none of whom was trained on. Higher TMR and lower EER are better. "
     )
     if after.ci:
-        note += "Below each rate: its 95% interval over persons."
+        note += "Below each rate: its 95% interval over persons. "
+    if public:
+        note += (
+            "Public only: after training on public images alone, where private training starts. "
+            "What lies between it and after is what the private images gave."
+        )
     return (
         "<section>\n<h2>Before and after</h2>\n"
         + _table(
             "Verification by the public model and by the trained one",
-            ("rate", "before", "after", "change in points"),
+            ("rate", "before", *(["public only"] if public else []), "after", "change in points"),
             rows,
         )
         + f'<p class="quiet">{note}</p>\n</section>\n'

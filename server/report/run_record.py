@@ -109,7 +109,8 @@ class RunRecord:
     """A finished run: all that its report may show.
 
     `created` is when it ended (ISO 8601, UTC), `seconds` its wall-clock time, `peak_mb` the
-    highest resident memory of its process in MB.
+    highest resident memory of its process in MB. `public_only` is the model after its training on
+    public images and before the private one: what nobody's privacy paid for; None without such.
     """
 
     run_id: str
@@ -127,6 +128,7 @@ class RunRecord:
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    public_only: Verification | None = None
 
     def __post_init__(self) -> None:
         sites = len(self.privacy.per_site)
@@ -147,6 +149,7 @@ class RunRecord:
             "run_id": self.run_id,
             "model": self.model,
             "before": self.before.to_json(),
+            "public_only": self.public_only.to_json() if self.public_only else None,
             "after": self.after.to_json(),
             "privacy": privacy,
             "seconds": self.seconds,
@@ -198,8 +201,9 @@ def run_from_json(values: object) -> RunRecord:
     run["privacy"] = privacy
     run["settings"] = _listed(run.get("settings"), Setting, "settings")
     run["skipped"] = _listed(run.get("skipped"), Skipped, "skipped")
-    for name in ("before", "after"):
-        run[name] = _verification(run.get(name), f"run.{name}")
+    for name in ("before", "public_only", "after"):
+        if name != "public_only" or run.get(name) is not None:
+            run[name] = _verification(run.get(name), f"run.{name}")
     record: RunRecord = _read(RunRecord, run, "run")
     return record
 

@@ -1,4 +1,4 @@
-"""The private persons of a site in memory, ready for the trainer."""
+"""Persons in memory, each with their images, ready for training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def person_code(subject_id: str, key: bytes, codes: int) -> int:
 
 
 @dataclass(frozen=True)
-class PrivatePersons:
+class Persons:
     """Images of P persons, grouped by person.
 
     Attributes:
@@ -51,13 +51,13 @@ class PrivatePersons:
         subjects: Sequence[int],
         codes: Sequence[int],
         prepare: Callable[[Tensor], Tensor] = lambda rows: rows,
-    ) -> PrivatePersons:
+    ) -> Persons:
         """Group rows by their subject index (0..P-1, each at least once, in ascending order)."""
         counts = np.bincount(np.asarray(subjects, dtype=np.int64), minlength=len(codes))
         if np.any(np.diff(subjects) < 0) or len(counts) != len(codes) or np.any(counts == 0):
             raise InputError("rows must be sorted by subject and each subject needs an image")
         offsets = (0, *np.cumsum(counts).tolist())
-        return PrivatePersons(inputs, offsets, torch.tensor(codes, dtype=torch.int64), prepare)
+        return Persons(inputs, offsets, torch.tensor(codes, dtype=torch.int64), prepare)
 
     def batch(
         self, persons: NDArray[np.intp], images_per_person: int, rng: np.random.Generator
