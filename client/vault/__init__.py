@@ -1,0 +1,1 @@
+"""The encrypted template vault of a site."""
