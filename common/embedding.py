@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,11 @@ from torch import Tensor, nn
 from common.backbones.base import Backbone, Split, TrainSet
 
 Progress = Callable[[int, int], None]
-_BATCH = 64
+# One thread a batch, each batch small enough for its core's cache, channels last: measured on two
+# cores, MobileFaceNet takes a third of plain batches of 64; threads inside an operation would wait
+# for one another, and with other work on the machine take five times as long.
+_BATCH = 16
+_LAYOUT = torch.channels_last
 
 
 def silent(done: int, total: int) -> None:
@@ -49,12 +55,24 @@ class Rows:
 def frozen_rows(
     backbone: Backbone, frozen: nn.Module, chips: Tensor, progress: Progress = silent
 ) -> Tensor:
-    """uint8 chips [N, S, S, 3], N >= 1 -> the frozen part's output [N, ...], no gradient."""
+    """uint8 chips [N, S, S, 3] -> the frozen module's output [N, ...], no gradient; N >= 1.
+
+    Any module that takes the backbone's pixels: its frozen part, or the whole network.
+    """
+    module = frozen.to(memory_format=_LAYOUT)
+
+    def run(start: int) -> Tensor:
+        with torch.no_grad():
+            pixels = backbone.preprocess(chips[start : start + _BATCH])
+            rows: Tensor = module(pixels.contiguous(memory_format=_LAYOUT))
+        return rows
+
     parts = []
-    with torch.no_grad():
-        for start in range(0, len(chips), _BATCH):
-            parts.append(frozen(backbone.preprocess(chips[start : start + _BATCH])))
-            progress(min(start + _BATCH, len(chips)), len(chips))
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for number, part in enumerate(pool.map(run, range(0, len(chips), _BATCH)), start=1):
+            parts.append(part)
+            progress(min(number * _BATCH, len(chips)), len(chips))
     return torch.cat(parts)
 
 

@@ -71,8 +71,8 @@ def evaluate(
     beside it; where they are those of --data itself, the threshold is that of FMR 1e-3 among them.
     """
     from common.chip_cache import ChipCache  # here, so that --help needs no torch
+    from common.network import open_network
     from server.evaluation import Pipeline, run
-    from server.network import open_network
 
     network = open_network(backbone, weights, model)
     finder, apply = _detector(detector, yunet), _shift(shift, network.backbone.chip)

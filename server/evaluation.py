@@ -6,10 +6,8 @@ shift -> embedding. Everything evaluated here is public data.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,20 +18,16 @@ from numpy.typing import NDArray
 from common.chip_cache import ChipCache
 from common.dataset import ChipSet, Skipped, images_of, list_subjects, load_chips
 from common.detection import Detector
+from common.embedding import frozen_rows
 from common.errors import InputError
 from common.groups import GroupReport, group_rates, read_groups, threshold_within
 from common.intervals import verification_of
 from common.lfw import LfwResult, lfw_result, read_pairs
 from common.metrics import Verification, all_pairs, lowest_threshold
-from server.network import Network
+from common.network import Network
 
 FMR_TARGET = 1e-3
 IMAGES_AT_ONCE = 2048
-# One thread a batch, each batch small enough for its core's cache, channels last: measured on two
-# cores, MobileFaceNet takes a third of plain batches of 64; threads inside an operation would wait
-# for one another, and with other work on the machine take five times as long.
-BATCH = 16
-LAYOUT = torch.channels_last
 
 Shift = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.uint8]]
 Progress = Callable[[str, int, int], None]
@@ -91,24 +85,16 @@ class Pipeline:
             )
 
     def _embeddings(self, chips: NDArray[np.uint8], before: int, total: int) -> NDArray[np.float32]:
-        backbone, module = self.network.backbone, self.network.module.to(memory_format=LAYOUT)
+        backbone, module = self.network.backbone, self.network.module
+        if len(chips) == 0:
+            return np.empty((0, backbone.dim), dtype=np.float32)
 
-        def embed(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-            with torch.inference_mode():
-                pixels = backbone.preprocess(torch.from_numpy(batch))
-                embedded: NDArray[np.float32] = module(
-                    pixels.contiguous(memory_format=LAYOUT)
-                ).numpy()
-            return embedded
+        def embedded(done: int, _: int) -> None:
+            self.progress("embedding", before + done, total)
 
-        rows = np.empty((len(chips), backbone.dim), dtype=np.float32)
-        batches = [chips[start : start + BATCH] for start in range(0, len(chips), BATCH)]
-        cores = len(os.sched_getaffinity(0))
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            done = 0
-            for embedded in pool.map(embed, batches):
-                rows[done : (done := done + len(embedded))] = embedded
-                self.progress("embedding", before + done, total)
+        rows: NDArray[np.float32] = frozen_rows(
+            backbone, module, torch.from_numpy(chips), embedded
+        ).numpy()
         return rows
 
 

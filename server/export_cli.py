@@ -27,7 +27,7 @@ def export(
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is not a folder", hint="--out names a file in a folder")
     from common.backbones.onnx_export import export_onnx  # here, so that --help needs no torch
-    from server.network import open_network
+    from common.network import open_network
 
     network = open_network(backbone, weights, model)
     export_onnx(network.module, network.backbone, out)

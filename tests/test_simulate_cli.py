@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from common.cli import main
-from server.network import trained_network
+from common.network import trained_network
 
 Outcome = tuple[int, str, str]
 Run = Callable[..., Outcome]
