@@ -8,6 +8,7 @@ The models behind it are loaded once a process, on first use.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +41,12 @@ class Face:
     box: tuple[float, float, float, float]
     score: float
     landmarks: tuple[Point, Point, Point, Point, Point] | None = None
+
+    @property
+    def side(self) -> float:
+        """The side of a square as large as the box."""
+        left, top, right, bottom = self.box
+        return math.sqrt(max((right - left) * (bottom - top), 1.0))
 
 
 class Detector(Protocol):
@@ -155,7 +162,7 @@ def choose_face(faces: tuple[Face, ...], image: NDArray[np.uint8]) -> Face | Non
     def distance(face: Face) -> float:
         left, top, right, bottom = face.box
         away = np.hypot((left + right - width) / 2, (top + bottom - height) / 2)
-        return float(away / np.sqrt(max((right - left) * (bottom - top), 1.0)))
+        return float(away / face.side)
 
     return min(faces, key=distance, default=None)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from common.detection import Detector, Point, choose_face, dlib_landmarks
+from common.detection import Detector, Face, Point, choose_face, dlib_landmarks
 from common.errors import ImageError, NoFaceError
 
 Pixels = NDArray[np.uint8]
@@ -110,6 +110,11 @@ def extract_chip(image: Pixels, spec: ChipSpec, detector: Detector, *, name: str
     face = choose_face(detector.detect(image), image)
     if face is None:
         raise NoFaceError(f"{name}: no face found", hint="use a larger or more frontal face")
+    return chip_of_face(image, face, spec)
+
+
+def chip_of_face(image: Pixels, face: Face, spec: ChipSpec) -> Pixels:
+    """Image [H, W, 3], C-contiguous, and a face in it -> its aligned chip uint8 [S, S, 3]."""
     if spec.template == "dlib":
         points = dlib_landmarks(image, face)
         chip: Pixels = dlib.get_face_chip(image, points, spec.size, PADDING)
