@@ -54,6 +54,10 @@ class LedgerError(Refused):
     """A ledger is damaged, locked by another writer, or was tampered with."""
 
 
+class SealError(Refused):
+    """A key is the wrong one, or what it sealed was changed, moved or put back."""
+
+
 class UpdateRejected(VeilfaceError):  # noqa: N818 - named for what the server did
     """An update from a site is not on the whitelist or not well formed."""
 
