@@ -34,7 +34,8 @@ def book_keeping(
 ) -> ClippedSum:
     """Clipped sum over the persons of a batch; the model must pass `supports_book_keeping`.
 
-    Where the gradient flows through the public inputs, every trained layer must be linear.
+    Public inputs through which the gradient flows are rows of every person: shared ones up to the
+    first trained layer if only linear layers are trained, else copies.
     """
     check_clip(max_grad_norm)
     total = torch.zeros(layout_of(model).dimension, dtype=torch.float64)
@@ -46,25 +47,29 @@ def book_keeping(
     return ClippedSum(total, max_grad_norm)
 
 
-def supports_book_keeping(model: nn.Module, *, public_gradient: bool) -> bool:
+def supports_book_keeping(model: nn.Module) -> bool:
     """True if exactly the weights and biases of linear layers and full convolutions are trained."""
     layers = _trained_layers(model)
     owned = [id(p) for layer in layers.values() for p in layer.parameters()]
-    if [id(p) for p in trainable_parameters(model).values()] != owned:
-        return False
-    return not public_gradient or all(isinstance(layer, nn.Linear) for layer in layers.values())
+    return [id(p) for p in trainable_parameters(model).values()] == owned
 
 
 def _chunk(
     model: nn.Module, batch: PersonBatch, loss: PersonLoss, public: PublicSide, clip: float
 ) -> Tensor:
     persons, images = batch.present.shape
-    own, seen = _recorded(model, batch.inputs.flatten(0, 1))
-    shared: list[_Record] = []
-    others = public.values
+    rows, others, shared = batch.inputs, public.values, list[_Record]()
+    linear = all(isinstance(layer, nn.Linear) for layer in _trained_layers(model).values())
+    if not public.embedded and not linear:
+        rows = torch.cat([rows, others.expand(persons, *others.shape)], dim=1)  # [P, K + N, ...]
+    own, seen = _recorded(model, rows.flatten(0, 1))
+    seen = seen.view(persons, rows.shape[1], -1)
     if not public.embedded:
-        shared, others = _recorded(model, public.values, copies=persons)
-    losses = loss(seen.view(persons, images, -1), batch.present, batch.codes, others)
+        if linear:
+            shared, others = _recorded(model, others, copies=persons)
+        else:
+            others = seen[:, images:]
+    losses = loss(seen[:, :images], batch.present, batch.codes, others)
     outputs = [record.output for record in (*own, *shared)]
     deltas = torch.autograd.grad(losses.sum(), outputs)
     layers: list[_RowGradients | _WholeGradients] = []

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 
 from client.book_keeping import book_keeping, supports_book_keeping
 from common.backbones.base import TrainSet
-from common.losses import LossConfig, PersonBatch, PersonLoss, PublicSide
+from common.losses import PersonBatch, PersonLoss, PublicSide
 from common.mechanism import ClippedSum, clip_by_person
 from common.parameters import layout_of, trainable_parameters
 
@@ -88,14 +88,13 @@ def person_vmap(
     return clip_by_person(gradients(), dimension, max_grad_norm)
 
 
-def choose_engine(model: nn.Module, train_set: TrainSet, loss: LossConfig) -> GradientEngine:
+def choose_engine(model: nn.Module, train_set: TrainSet) -> GradientEngine:
     """Return the engine that was measured fastest for this kind of model (docs/engines.md).
 
     Book-keeping's work grows with the square of a feature map's places: it is for the small maps
     at a network's end, not for `full`, which starts at the pixels.
     """
-    moving = loss.public_gradient and loss.name != "codebook"
-    if train_set != "full" and supports_book_keeping(model, public_gradient=moving):
+    if train_set != "full" and supports_book_keeping(model):
         return book_keeping
     if layout_of(model).dimension <= _VMAP_PARAMETERS:
         return person_vmap

@@ -127,7 +127,7 @@ class Site:
             ready.public_inputs,
             contract,
             keys,
-            choose_engine(ready.model, contract.train_set, contract.loss),
+            choose_engine(ready.model, contract.train_set),
         )
 
     def _outbox_path(self, reservation: Reservation) -> Path:

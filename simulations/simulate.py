@@ -238,7 +238,7 @@ def _settings(simulation: Simulation) -> tuple[Setting, ...]:
         "test images": str(len(material.test.chips)),
         "trainable parameters": str(simulation.federation.layout.dimension),
         "gradient engine": engine_name(
-            choose_engine(simulation.rows.split.trainable, contract.train_set, contract.loss)
+            choose_engine(simulation.rows.split.trainable, contract.train_set)
         ),
         "noise_multiplier": f"{contract.privacy.noise_multiplier:.6g}",
         "max_grad_norm": f"{contract.privacy.max_grad_norm:g}",

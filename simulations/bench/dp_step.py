@@ -83,7 +83,7 @@ def _steps(
         return loss(embeddings, batch.present, batch.codes, bank)
 
     model = copy.deepcopy(parts.trainable)
-    engine = choose_engine(model, train_set, LossConfig(public_gradient=False))
+    engine = choose_engine(model, train_set)
     optimizer = PersonOptimizer(
         model,
         _sgd(model),
