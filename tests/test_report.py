@@ -348,4 +348,5 @@ def test_what_public_images_alone_gave_stands_between_before_and_after(tmp_path:
     page = render(record, ())
     assert "public only" in page
     assert "71.1%" in page
+    assert "private +2.4" in page
     assert "public only" not in render(RECORD, ())

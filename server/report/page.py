@@ -109,8 +109,14 @@ def _outcome(record: RunRecord) -> str:
         return (
             label,
             *(percent(getattr(rates, name)) + _ends(rates, name) for rates in shown),
-            points(getattr(after, name) - getattr(before, name)),
+            points(getattr(after, name) - getattr(before, name)) + private_part(name),
         )
+
+    def private_part(name: str) -> str:
+        if not public:
+            return ""
+        gained = points(getattr(after, name) - getattr(public, name))
+        return f"<small>private {gained}</small>"
 
     rows = (
         row("TMR at FMR 1e-2", "tmr_at_fmr_1e2"),
@@ -126,7 +132,7 @@ def _outcome(record: RunRecord) -> str:
     if public:
         note += (
             "Public only: after training on public images alone, where private training starts. "
-            "What lies between it and after is what the private images gave."
+            "What the private images gave is the change from there."
         )
     return (
         "<section>\n<h2>Before and after</h2>\n"

@@ -123,10 +123,11 @@ def draw_det(record: RunRecord) -> Plot:
 
 
 def draw_tmr(record: RunRecord) -> Plot:
-    """TMR at both operating points after each round, the public model's being round 0."""
+    """TMR at both operating points after each round; round 0 is where private training starts."""
     before, rounds = record.before, [0, *(point.round for point in record.rounds)]
-    wide = [before.tmr_at_fmr_1e2, *(point.tmr_at_fmr_1e2 for point in record.rounds)]
-    strict = [before.tmr_at_fmr_1e3, *(point.tmr_at_fmr_1e3 for point in record.rounds)]
+    start = record.public_only or before
+    wide = [start.tmr_at_fmr_1e2, *(point.tmr_at_fmr_1e2 for point in record.rounds)]
+    strict = [start.tmr_at_fmr_1e3, *(point.tmr_at_fmr_1e3 for point in record.rounds)]
     with mpl.rc_context(STYLE):
         figure, axes = _figure()
         for values, colour, marker, label in (
@@ -139,7 +140,7 @@ def draw_tmr(record: RunRecord) -> Plot:
         _round_axis(axes, rounds)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
         axes.set_ylabel("TMR (same person accepted)")
-        axes.set_title("dashed: before training", loc="right", fontsize=10, color=QUIET)
+        axes.set_title(_dashed(record), loc="right", fontsize=10, color=QUIET)
         alt = f"TMR over {plural(len(record.rounds), 'round')}. {_change(before, record.after)}"
         return _plot("tmr", "TMR by round", alt, figure)
 
@@ -176,6 +177,11 @@ def draw_epsilon(record: RunRecord) -> Plot:
             alt = f"NOT PRIVATE ({privacy.not_private}). {alt}"
             axes.text(0.5, 0.5, "NOT PRIVATE", transform=axes.transAxes, ha="center", color=WARNING)
         return _plot("epsilon", "Epsilon by round", alt, figure)
+
+
+def _dashed(record: RunRecord) -> str:
+    start = "after public images only" if record.public_only else "before training"
+    return f"round 0 and dashed: {start}"
 
 
 def _change(before: Verification, after: Verification) -> str:

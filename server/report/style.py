@@ -58,7 +58,8 @@ code { font: .9em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-
 @media (max-width: 34rem) {
   main { padding: 1.5rem 1rem 3rem; }
   h1 { font-size: 1.6rem; }
-  th, td { padding: .45rem .4rem; }
+  th, td { padding: .45rem .3rem; font-size: .95rem; }
+  td small { white-space: normal; }
   figure { padding: .5rem; margin: 0 -.5rem; }
 }
 @media print {
