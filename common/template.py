@@ -56,7 +56,7 @@ def encode_values(rows: NDArray[np.float32], *, eight_bit: bool) -> bytes:
     scales = (np.abs(rows).max(axis=1, initial=0.0) / _CODES).astype("<f4")
     scales[scales == 0.0] = 1.0
     codes = np.clip(np.rint(rows / scales[:, None]), -_CODES, _CODES).astype(np.int8)
-    return scales.tobytes() + codes.tobytes()
+    return b"".join((scales.tobytes(), codes.tobytes()))
 
 
 def decode_values(

@@ -1,0 +1,178 @@
+"""Where a vault lies: a SQLite file or a PostgreSQL database, reading and writing as one.
+
+A write takes the vault for itself before it looks (BEGIN IMMEDIATE, or the row lock that the vault
+takes first); a read sees one moment. A commit is on the disk when it returns.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+
+from client.vault import schema
+from common.errors import InputError, SealError, StorageError
+from common.storage import make_private_directory, sync_directory
+
+_LOG: Final = logging.getLogger("veilface.vault")
+_BUSY: Final = 30.0  # seconds to wait for another writer
+_MAP: Final = 1 << 40  # bytes of the file to map: all; SQLite caps it at what it was built for
+_PRAGMAS: Final = (
+    "auto_vacuum=INCREMENTAL",
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "secure_delete=ON",
+    "temp_store=MEMORY",
+    "cell_size_check=ON",
+    f"mmap_size={_MAP}",
+)
+_DAMAGED: Final = ("malformed", "not a database", "no such", "decode", "corrupt", "schema")
+_PAGE: Final = 16384
+
+
+class Database:
+    """An open store; `close` gives its connections back."""
+
+    def __init__(self, where: str, *, create: bool) -> None:
+        self.path: Path | None = None
+        if "://" in where:
+            self._engine = _postgres(where)
+        else:
+            self.path = Path(where)
+            self._engine = _sqlite(self.path, create=create)
+        try:
+            with self.write() as connection:
+                if create and schema.version(connection):
+                    raise InputError("there is a vault already", hint="name another place")
+                if not create and not schema.version(connection):
+                    raise InputError("there is no vault", hint="make one first")
+                schema.migrate(connection)
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Yield a connection that sees one moment of the vault."""
+        with _named_errors(), self._engine.connect() as connection:
+            if self.path is None:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Yield a connection whose changes are all kept, durably, or none are."""
+        with _named_errors(), self._engine.connect() as connection:
+            connection = connection.execution_options(veilface_write=True)
+            with connection.begin():
+                yield connection
+
+    def scrub(self) -> None:
+        """Leave no copy of deleted rows: free pages, write-ahead log, dead tuples.
+
+        A reader that keeps the write-ahead log alive for too long is a StorageError; the next
+        `scrub` (every opening calls it) does what is left.
+        """
+        with _named_errors():
+            if self.path is None:
+                self._vacuum_tables()
+                return
+            raw = self._engine.raw_connection()
+            try:
+                cursor = raw.cursor()
+                cursor.execute("PRAGMA incremental_vacuum").fetchall()
+                deadline = time.monotonic() + _BUSY
+                while cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    if time.monotonic() > deadline:
+                        raise StorageError(
+                            "another program keeps old pages of the vault alive",
+                            hint="close it; they go when the vault is next opened",
+                        )
+            finally:
+                raw.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _vacuum_tables(self) -> None:
+        with self._engine.connect() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            for table in (*schema.COUNTED, schema.KEY, schema.VAULT):
+                connection.exec_driver_sql(f'VACUUM (FULL) "{table.name}"')
+
+
+def _postgres(where: str) -> Engine:
+    try:
+        url = make_url(where)
+    except ArgumentError as error:
+        raise InputError(f"{where.partition(':')[0]}: not a database address") from error
+    if url.get_backend_name() != "postgresql":
+        raise InputError("a vault is a file or a postgresql:// address")
+    return create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+
+
+def _sqlite(path: Path, *, create: bool) -> Engine:
+    if create:
+        _create_file(path)
+    elif not path.is_file():
+        raise InputError(f"there is no vault at {path}", hint="make one with 'template init'")
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"timeout": _BUSY, "check_same_thread": False},
+        pool_size=4,
+        max_overflow=-1,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
+        connection.isolation_level = None  # transactions begin where the next listener says
+        for pragma in (f"page_size={_PAGE}", *_PRAGMAS):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("veilface_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _create_file(path: Path) -> None:
+    if not path.parent.is_dir():
+        make_private_directory(path.parent)
+    elif stat.S_IMODE(path.parent.stat().st_mode) & 0o077:
+        _LOG.warning(
+            "%s is open to others: chmod 700 hides the vault's size and times", path.parent
+        )
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        sync_directory(path.parent)
+    except FileExistsError as error:
+        raise InputError(f"{path} exists already", hint="name a new file") from error
+    except OSError as error:
+        raise StorageError(f"cannot create {path}: {error.strerror}") from error
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """Turn the drivers' errors into ours: a damaged file, or a disk or server that says no."""
+    try:
+        yield
+    except DBAPIError as error:
+        text = str(error.orig)
+        if isinstance(error, OperationalError) and not any(word in text for word in _DAMAGED):
+            raise StorageError(f"the vault's storage failed: {text.strip()}") from error
+        raise SealError(f"the vault's tables are damaged: {text.strip()}") from error
+    except SQLAlchemyError as error:
+        raise SealError("the vault's tables are damaged") from error

@@ -1,0 +1,135 @@
+"""What a vault knows about itself, sealed: its secrets, its models, and which rows belong to it.
+
+Each table's rows are vouched for by one 128-bit sum over a secret function of their ids, since a
+row is written once under an id that is never used again and its content is bound to that id. A row
+that was taken away, put back or copied in changes the sum. The sum is kept secret, so that no other
+set of rows with the same sum can be looked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from common.errors import SealError
+from common.randomness import derive_key, fresh_key
+
+FORMAT: Final = 1
+_MASK: Final = (1 << 64) - 1
+NO_ROWS: Final = (0, 0)
+NO_LOG: Final = "0" * 64
+
+Sum = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model whose templates the vault holds; `dim` is 0 until its first embedding is seen."""
+
+    number: int
+    model_id: str
+    dim: int
+    templates: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One state of a vault; `counter` is the last id given, `generation` that of the gallery."""
+
+    master: bytes
+    transform_seed: bytes
+    signing_key: bytes
+    eight_bit: bool
+    keep_chips: bool
+    models: tuple[Model, ...]
+    counter: int = 0
+    generation: int = 1
+    subjects: int = 0
+    sums: tuple[tuple[str, Sum], ...] = ()
+    log_entries: int = 0
+    log_head: str = NO_LOG
+
+    @classmethod
+    def fresh(cls, model_id: str, dim: int, *, eight_bit: bool, keep_chips: bool) -> Manifest:
+        """Return the manifest of an empty vault with new secrets."""
+        signing = Ed25519PrivateKey.generate().private_bytes_raw()
+        models = (Model(1, model_id, dim, 0),)
+        return cls(fresh_key(), fresh_key(), signing, eight_bit, keep_chips, models)
+
+    @property
+    def current(self) -> Model:
+        """The model that new templates are of."""
+        return self.models[-1]
+
+    def model(self, number: int) -> Model:
+        """Return the model of that number; a row that names another one is damaged."""
+        for model in self.models:
+            if model.number == number:
+                return model
+        raise SealError("a row names a model that the vault does not know")
+
+    def sum_of(self, table: str) -> Sum:
+        return dict(self.sums).get(table, NO_ROWS)
+
+    def key(self, purpose: str) -> bytes:
+        """Return the key for one purpose; it outlives a rotation of the vault key."""
+        return derive_key(self.master, "vault", purpose)
+
+    def with_model(self, model: Model) -> Manifest:
+        """Return the manifest with one model's entry replaced."""
+        models = tuple(model if old.number == model.number else old for old in self.models)
+        return dataclasses.replace(self, models=models)
+
+    def to_bytes(self) -> bytes:
+        values = dataclasses.asdict(self)
+        for name in _SECRET:
+            values[name] = values[name].hex()
+        return json.dumps(values, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Read what `to_bytes` wrote; it was authenticated before."""
+        values: dict[str, Any] = json.loads(data)
+        for name in _SECRET:
+            values[name] = bytes.fromhex(values[name])
+        values["models"] = tuple(Model(**model) for model in values["models"])
+        values["sums"] = tuple((name, (sum_[0], sum_[1])) for name, sum_ in values["sums"])
+        return cls(**values)
+
+
+_SECRET: Final = ("master", "transform_seed", "signing_key")
+
+
+def sum_rows(manifest: Manifest, table: str, ids: Iterable[int]) -> Sum:
+    """Return the sum of AES(table's key, id) over row ids, in two lanes modulo 2^64."""
+    numbers = np.fromiter(ids, dtype=np.int64)
+    if not numbers.size:
+        return NO_ROWS
+    blocks = np.zeros((numbers.size, 2), dtype="<i8")
+    blocks[:, 0] = numbers
+    cipher = Cipher(algorithms.AES(manifest.key(f"rows of {table}")), modes.ECB())
+    lanes = np.frombuffer(cipher.encryptor().update(blocks.tobytes()), dtype="<u8").reshape(-1, 2)
+    total = lanes.sum(axis=0, dtype=np.uint64)
+    return int(total[0]), int(total[1])
+
+
+def add(left: Sum, right: Sum, sign: int = 1) -> Sum:
+    """Return left + right, or left - right with `sign` -1."""
+    return (left[0] + sign * right[0]) & _MASK, (left[1] + sign * right[1]) & _MASK
+
+
+def associated(vault_id: str, *parts: str | int) -> bytes:
+    """Return what a sealed row is bound to: format, vault and the parts, in one way only."""
+    return json.dumps([FORMAT, vault_id, *parts], separators=(",", ":")).encode()
+
+
+def new_vault_id() -> str:
+    return secrets.token_hex(16)

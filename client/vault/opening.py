@@ -1,0 +1,101 @@
+"""How a vault is made and opened: the lock gives the vault key, the vault key gives the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert, select
+
+from client.vault import schema
+from client.vault.database import Database
+from client.vault.manifest import Manifest, associated, new_vault_id
+from client.vault.session import Session, Store, blob
+from common.errors import InputError, SealError
+from common.randomness import KEY_BYTES, fresh_key
+from common.sealing import KeyLock, open_sealed
+from common.template import MAX_DIM
+
+
+def create(where: str, lock: KeyLock, manifest: Manifest) -> Store:
+    """Make an empty vault; if that fails, no file stays behind."""
+    model = manifest.current
+    if not model.model_id or not 1 <= model.dim <= MAX_DIM:
+        raise InputError(f"a vault needs a model id and 1 to {MAX_DIM} dimensions")
+    vault_id, key = new_vault_id(), fresh_key()
+    wrapped = lock.wrap(key, lock_context(vault_id, 1))  # before there is a file
+    database = Database(where, create=True)
+    store = Store(database, vault_id, {1: key})
+    try:
+        with database.write() as connection:
+            row = {"id": 1, "kind": lock.kind, "wrapped": wrapped}
+            connection.execute(insert(schema.KEY), [row])
+            sealed = store.seal_manifest(manifest, 1)
+            vault = {"id": 1, "vault_id": vault_id, "key": 1, "manifest": sealed}
+            connection.execute(insert(schema.VAULT), [vault])
+    except BaseException:
+        database.close()
+        _remove(database.path)
+        raise
+    return store
+
+
+def open_store(where: str, lock: KeyLock) -> Store:
+    """Open a vault's keys and manifest, and finish scrubbing what an interrupted erasure left."""
+    database = Database(where, create=False)
+    try:
+        with database.read() as connection:
+            vault = connection.execute(select(schema.VAULT)).one_or_none()
+            rows = connection.execute(select(schema.KEY).order_by(schema.KEY.c.id.desc())).all()
+        if vault is None or not isinstance(vault.vault_id, str):
+            raise SealError("the vault has no manifest", hint="it was never finished, or damaged")
+        store = Store(database, vault.vault_id, _unlock(vault.vault_id, rows, lock))
+        with Session.read(store):
+            pass
+        database.scrub()
+    except BaseException:
+        database.close()
+        raise
+    return store
+
+
+def lock_context(vault_id: str, number: int) -> bytes:
+    """Return what a wrapped vault key is bound to."""
+    return f"veilface vault {vault_id} key {number}".encode()
+
+
+def _unlock(vault_id: str, rows: Sequence[Any], lock: KeyLock) -> dict[int, bytes]:
+    """Return the vault keys by number: one, or two while a rotation lasts."""
+    fitting = [row for row in rows if row.kind == lock.kind]
+    if rows and not fitting:
+        raise SealError(f"this vault's lock is a {rows[0].kind}, not a {lock.kind}")
+    refusal = SealError("the vault has no key")
+    for row in fitting:
+        try:
+            key = lock.unwrap(blob(row.wrapped), lock_context(vault_id, row.id))
+        except SealError as error:
+            refusal = error
+            continue
+        if len(key) != KEY_BYTES:
+            raise SealError("the lock gave something else than a key")
+        return {row.id: key, **_linked(vault_id, row, key)}
+    raise SealError("this does not open the vault", hint=refusal.message) from refusal
+
+
+def _linked(vault_id: str, row: Any, key: bytes) -> dict[int, bytes]:
+    """Return the other key of a rotation that has not ended."""
+    found = {}
+    if row.back is not None:
+        bound = associated(vault_id, "vault key before", row.id)
+        found[row.id - 1] = open_sealed(key, blob(row.back), bound)
+    if row.forward is not None:
+        bound = associated(vault_id, "next vault key", row.id)
+        found[row.id + 1] = open_sealed(key, blob(row.forward), bound)
+    return found
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None:
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)

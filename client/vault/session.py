@@ -1,0 +1,197 @@
+"""One transaction on a vault: its manifest opened, its rows counted, its changes in the log.
+
+with Session.write(store) as session:
+    session.insert(schema.TEMPLATE, id=session.next_id(), ...)
+    session.log("enrol", pseudonym, "done")
+# on leaving, the new manifest is sealed and everything is on the disk
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from threading import RLock
+from typing import Any, Final, Self
+
+from sqlalchemy import Connection, Table, delete, insert, select, update
+
+from client.vault import schema
+from client.vault.database import Database
+from client.vault.log import Operation, next_entry
+from client.vault.manifest import Manifest, add, associated, sum_rows
+from common.errors import Refused, SealError
+from common.randomness import derive_key
+from common.sealing import open_sealed, seal
+
+_MANY: Final = 500  # ids in one statement
+
+
+class Store:
+    """A database, the vault keys that open it, and what this process has checked of it."""
+
+    def __init__(self, database: Database, vault_id: str, keys: Mapping[int, bytes]) -> None:
+        self.database = database
+        self.vault_id = vault_id
+        self.keys = dict(keys)
+        self.lock = RLock()
+        self.checked: dict[str, tuple[int, int]] = {}
+        self.directories: dict[int, Any] = {}  # of shards, which never change under their id
+
+    def bind(self, *parts: str | int) -> bytes:
+        """Return the associated data of something sealed in this vault."""
+        return associated(self.vault_id, *parts)
+
+    def wrap(self, key: bytes, number: int, *parts: str | int) -> bytes:
+        """Wrap a data key under the vault key of that number."""
+        return seal(self._wrapping_key(number), key, self.bind("data key", number, *parts))
+
+    def unwrap(self, wrapped: Any, number: int, *parts: str | int) -> bytes:
+        bound = self.bind("data key", number, *parts)
+        return open_sealed(self._wrapping_key(number), blob(wrapped), bound)
+
+    def seal_manifest(self, manifest: Manifest, number: int) -> bytes:
+        key = derive_key(self.keys[number], "manifest")
+        return seal(key, manifest.to_bytes(), self.bind("manifest", number))
+
+    def open_manifest(self, sealed: Any, number: int) -> Manifest:
+        if number not in self.keys:
+            raise SealError("the manifest names a vault key that this vault does not have")
+        key = derive_key(self.keys[number], "manifest")
+        return Manifest.from_bytes(open_sealed(key, blob(sealed), self.bind("manifest", number)))
+
+    def learn_key(self, connection: Connection, number: int) -> None:
+        """Take up a vault key that another process has put into use by a rotation."""
+        for row in connection.execute(select(schema.KEY).order_by(schema.KEY.c.id)):
+            if row.id in self.keys and row.forward is not None and row.id + 1 not in self.keys:
+                bound = self.bind("next vault key", row.id)
+                self.keys[row.id + 1] = open_sealed(self.keys[row.id], blob(row.forward), bound)
+        if number not in self.keys:
+            raise Refused(
+                "the vault's key was rotated by another program", hint="open it with the new key"
+            )
+
+    def _wrapping_key(self, number: int) -> bytes:
+        if number not in self.keys:
+            raise SealError("a row is wrapped under a vault key that this vault does not have")
+        return derive_key(self.keys[number], "data keys")
+
+
+class Session:
+    """An open transaction; made by `Session.read` or `Session.write`."""
+
+    def __init__(self, store: Store, connection: Connection, *, writes: bool) -> None:
+        self.store = store
+        self.connection = connection
+        wanted = select(schema.VAULT)
+        row = connection.execute(wanted.with_for_update() if writes else wanted).one_or_none()
+        if row is None or row.vault_id != store.vault_id or row.id != 1:
+            raise SealError("this is not the vault that was opened")
+        if row.key not in store.keys:
+            store.learn_key(connection, row.key)
+        self.key_number: int = row.key
+        self.manifest = store.open_manifest(row.manifest, row.key)
+        self._check_log_head()
+
+    @classmethod
+    @contextmanager
+    def read(cls, store: Store) -> Iterator[Self]:
+        with store.database.read() as connection:
+            yield cls(store, connection, writes=False)
+
+    @classmethod
+    @contextmanager
+    def write(cls, store: Store) -> Iterator[Self]:
+        with store.lock:
+            with store.database.write() as connection:
+                session = cls(store, connection, writes=True)
+                before = session.manifest
+                yield session
+                session._save()
+            for table in schema.COUNTED:  # what was checked and then changed here stays checked
+                if store.checked.get(table.name) == before.sum_of(table.name):
+                    store.checked[table.name] = session.manifest.sum_of(table.name)
+
+    def next_id(self) -> int:
+        self.change(counter=self.manifest.counter + 1)
+        return self.manifest.counter
+
+    def change(self, **values: Any) -> None:
+        """Set fields of the manifest."""
+        self.manifest = dataclasses.replace(self.manifest, **values)
+
+    def insert(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows with new ids and count them in."""
+        if rows:
+            self.connection.execute(insert(table), list(rows))
+            self._count(table, [row["id"] for row in rows], 1)
+
+    def delete(self, table: Table, ids: Sequence[int]) -> None:
+        """Delete rows by id and count them out; a row that is not there is damage."""
+        for start in range(0, len(ids), _MANY):
+            some = ids[start : start + _MANY]
+            gone = self.connection.execute(delete(table).where(table.c.id.in_(some))).rowcount
+            if gone != len(some):
+                raise SealError("a row of the vault is missing")
+        self._count(table, ids, -1)
+
+    def check(self, *tables: Table, again: bool = True) -> None:
+        """Compare tables with the manifest; with `again` False, only what is not known to hold."""
+        for table in tables:
+            expected = self.manifest.sum_of(table.name)
+            if not again and self.store.checked.get(table.name) == expected:
+                continue
+            ids = self.connection.execute(select(table.c.id)).scalars().all()
+            if sum_rows(self.manifest, table.name, ids) != expected:
+                raise SealError(
+                    f"rows of the vault's {table.name} table were taken away, put back or added",
+                    hint="restore the last good backup with 'import'",
+                )
+            self.store.checked[table.name] = expected
+
+    def log(self, operation: Operation, pseudonym: str | None, outcome: str) -> None:
+        """Append to the operation log."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        row = next_entry(self.manifest, self.store.vault_id, now, operation, pseudonym, outcome)
+        self.connection.execute(insert(schema.LOG), [row])
+        self.change(log_entries=row["id"], log_head=row["hash"])
+
+    def count_templates(self, number: int, more: int) -> None:
+        """Add to a model's number of templates."""
+        model = self.manifest.model(number)
+        changed = dataclasses.replace(model, templates=model.templates + more)
+        self.manifest = self.manifest.with_model(changed)
+
+    def touch_gallery(self) -> None:
+        self.change(generation=self.manifest.generation + 1)
+
+    def _count(self, table: Table, ids: Iterable[int], sign: int) -> None:
+        sums = dict(self.manifest.sums)
+        change = sum_rows(self.manifest, table.name, ids)
+        sums[table.name] = add(self.manifest.sum_of(table.name), change, sign)
+        self.change(sums=tuple(sorted(sums.items())))
+
+    def _check_log_head(self) -> None:
+        newest = select(schema.LOG.c.id, schema.LOG.c.hash).order_by(schema.LOG.c.id.desc())
+        row = self.connection.execute(newest.limit(1)).one_or_none()
+        found = (0, Manifest.log_head) if row is None else (row.id, row.hash)
+        if found != (self.manifest.log_entries, self.manifest.log_head):
+            raise SealError(
+                "the manifest and the operation log are not of the same moment",
+                hint="one of them was rolled back; restore the last good backup",
+            )
+
+    def _save(self) -> None:
+        sealed = self.store.seal_manifest(self.manifest, self.key_number)
+        self.connection.execute(
+            update(schema.VAULT).where(schema.VAULT.c.id == 1),
+            {"key": self.key_number, "manifest": sealed},
+        )
+
+
+def blob(value: Any) -> bytes:
+    """Return a column's bytes; another type, which a changed file can bring, is damage."""
+    if not isinstance(value, bytes):
+        raise SealError("a column of the vault holds another type than bytes")
+    return value

@@ -1,0 +1,190 @@
+"""Templates in bulk: sealed shards, each under a random key of its own.
+
+A shard is one AES-GCM message of up to a few thousand rows, so that opening a gallery costs little
+more than the cipher, and a small sealed directory that says whose each row is: subject ids (int64)
+and pseudonyms (16 bytes). Taking a subject out writes the remaining rows under a new key and
+deletes the old one: key destruction for one subject, at the price of one shard.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select
+
+from client.vault import schema
+from client.vault.manifest import Model
+from client.vault.records import Loose, loose
+from client.vault.session import Session, blob
+from common.errors import SealError
+from common.randomness import fresh_key
+from common.sealing import open_sealed, open_sealed_into, seal
+from common.template import Layout, decode_values, encode_values
+
+ROWS: Final = 4096  # a shard is full at this many
+LOOSE: Final = 4096  # loose records that call for a new shard
+PSEUDONYM: Final = 16  # bytes
+_HEADER: Final = struct.Struct("<BIIB")  # version, rows, dim, 8 bit
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Whose the rows of one shard are: `subjects` int64 [n], `pseudonyms` uint8 [n, 16]."""
+
+    id: int
+    model: int
+    layout: Layout
+    subjects: NDArray[np.int64]
+    pseudonyms: NDArray[np.uint8]
+
+
+def directories(session: Session, model: Model, *, again: bool) -> list[Directory]:
+    """Return the directories of a model's shards; `again` True opens those known already, too."""
+    session.check(schema.SHARD, again=again)
+    table, known = schema.SHARD, session.store.directories
+    wanted = select(table.c.id).where(table.c.model == model.number).order_by(table.c.id)
+    ids = list(session.connection.execute(wanted).scalars())
+    missing = [id_ for id_ in ids if again or id_ not in known]
+    if missing:
+        columns = (table.c.id, table.c.key, table.c.wrapped, table.c.directory)
+        some = select(*columns).where(table.c.model == model.number)
+        if len(missing) < len(ids):
+            some = some.where(table.c.id.in_(missing))
+        for row in session.connection.execute(some):
+            known[row.id] = _open_directory(session, model, row)
+    return [known[id_] for id_ in ids]
+
+
+def rows_of(session: Session, model: Model, subject: int) -> NDArray[np.float32]:
+    """Return a subject's rows [n, D] in the shards of a model; n may be 0."""
+    found = [np.empty((0, model.dim), dtype=np.float32)]
+    for directory in directories(session, model, again=False):
+        mine = directory.subjects == subject
+        if mine.any():
+            found.append(open_rows(session, model, directory)[mine])
+    return np.concatenate(found)
+
+
+def open_rows(session: Session, model: Model, directory: Directory) -> NDArray[np.float32]:
+    """Return all rows [n, D] of one shard."""
+    layout = directory.layout
+    rows = np.empty((layout.count, layout.dim), dtype=np.float32)
+    for row in _bodies(session, model, directory.id):
+        open_body(session, model, directory, row, rows)
+        return rows
+    raise SealError("a shard of the vault is missing")
+
+
+def open_body(
+    session: Session, model: Model, directory: Directory, row: Any, out: NDArray[np.float32]
+) -> None:
+    """Decrypt a shard's body into `out`, float32 [n, D]: without a copy where it holds floats."""
+    key, layout = _shard_key(session, model, row), directory.layout
+    bound = session.store.bind("shard body", row.id, model.model_id)
+    if layout.eight_bit:
+        values = np.empty(layout.size, dtype=np.uint8)
+        open_sealed_into(key, blob(row.body), bound, values.data)
+        decode_values(values, layout, out)
+    else:
+        flat = out.reshape(-1).view(np.uint8)
+        open_sealed_into(key, blob(row.body), bound, flat.data)
+
+
+def bodies(session: Session, model: Model) -> Iterator[Any]:
+    """Yield the rows of a model's shards with their bodies, in the order of their ids."""
+    return _bodies(session, model, None)
+
+
+def write_shard(
+    session: Session,
+    model: Model,
+    subjects: NDArray[np.int64],
+    pseudonyms: NDArray[np.uint8],
+    rows: NDArray[np.float32],
+) -> None:
+    """Seal rows [n, D] under a new key as a new shard."""
+    store, new, number, key = session.store, session.next_id(), session.key_number, fresh_key()
+    eight_bit = session.manifest.eight_bit
+    head = _HEADER.pack(_VERSION, *rows.shape, eight_bit)
+    directory = head + subjects.astype("<i8").tobytes() + pseudonyms.tobytes()
+    body = encode_values(rows, eight_bit=eight_bit)
+    bound = ("shard directory", new, model.model_id), ("shard body", new, model.model_id)
+    row = {
+        "id": new,
+        "model": model.number,
+        "key": number,
+        "wrapped": store.wrap(key, number, "shard", new, model.model_id),
+        "directory": seal(key, directory, store.bind(*bound[0])),
+        "body": seal(key, body, store.bind(*bound[1])),
+    }
+    session.insert(schema.SHARD, [row])
+
+
+def drop_subject(session: Session, model: Model, subject: int) -> int:
+    """Write every shard that holds a subject anew without it; return how many rows went."""
+    dropped = 0
+    for directory in directories(session, model, again=False):
+        keep = directory.subjects != subject
+        if keep.all():
+            continue
+        dropped += int((~keep).sum())
+        if keep.any():
+            rows = open_rows(session, model, directory)[keep]
+            write_shard(session, model, directory.subjects[keep], directory.pseudonyms[keep], rows)
+        session.delete(schema.SHARD, [directory.id])
+        session.store.directories.pop(directory.id, None)
+    return dropped
+
+
+def compact(session: Session, model: Model) -> None:
+    """Move all loose records of a model into shards."""
+    session.check(schema.TEMPLATE)
+    waiting: list[Loose] = []
+    for record in [*loose(session, model)]:
+        waiting.append(record)
+        if sum(len(one.rows) for one in waiting) >= ROWS:
+            _move(session, model, waiting)
+            waiting = []
+    if waiting:
+        _move(session, model, waiting)
+
+
+def _move(session: Session, model: Model, records: Sequence[Loose]) -> None:
+    counts = [len(record.rows) for record in records]
+    subjects = np.repeat(np.array([r.subject for r in records], dtype=np.int64), counts)
+    names = np.array([list(bytes.fromhex(r.pseudonym)) for r in records], dtype=np.uint8)
+    rows = np.concatenate([record.rows for record in records])
+    write_shard(session, model, subjects, np.repeat(names, counts, axis=0), rows)
+    session.delete(schema.TEMPLATE, [record.id for record in records])
+
+
+def _bodies(session: Session, model: Model, id_: int | None) -> Iterator[Any]:
+    table = schema.SHARD
+    wanted = select(table.c.id, table.c.key, table.c.wrapped, table.c.body)
+    wanted = wanted.where(table.c.model == model.number).order_by(table.c.id)
+    if id_ is not None:
+        wanted = wanted.where(table.c.id == id_)
+    yield from session.connection.execute(wanted, execution_options={"yield_per": 8})
+
+
+def _shard_key(session: Session, model: Model, row: Any) -> bytes:
+    return session.store.unwrap(row.wrapped, row.key, "shard", row.id, model.model_id)
+
+
+def _open_directory(session: Session, model: Model, row: Any) -> Directory:
+    bound = session.store.bind("shard directory", row.id, model.model_id)
+    data = open_sealed(_shard_key(session, model, row), blob(row.directory), bound)
+    version, count, dim, eight_bit = _HEADER.unpack_from(data)
+    if version != _VERSION or len(data) != _HEADER.size + count * (8 + PSEUDONYM):
+        raise SealError("a shard's directory has an unknown form")
+    subjects = np.frombuffer(data, dtype="<i8", count=count, offset=_HEADER.size)
+    names = np.frombuffer(data, dtype=np.uint8, offset=_HEADER.size + 8 * count)
+    return Directory(
+        row.id, model.number, Layout(count, dim, bool(eight_bit)), subjects, names.reshape(-1, 16)
+    )

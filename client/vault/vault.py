@@ -1,0 +1,290 @@
+"""The vault: templates of a site, sealed, by one small set of verbs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select
+
+from client.vault import holdings, opening, records, schema, settings, shards, transform
+from client.vault.gallery import Gallery, read_gallery
+from client.vault.log import LogEntry, Operation, open_entries
+from client.vault.manifest import Manifest, Model
+from client.vault.naming import pseudonym_of
+from client.vault.receipt import Receipt, sign
+from client.vault.session import Session, Store
+from common.errors import InputError, Refused, StorageError
+from common.sealing import KeyLock
+from common.template import check_rows
+
+_LOG: Final = logging.getLogger("veilface.vault")
+MOST_ROWS: Final = shards.ROWS  # of one enrolment
+
+
+@dataclass(frozen=True)
+class VaultInfo:
+    """What a vault is and how much it holds; `stale` subjects have no template of its model."""
+
+    vault_id: str
+    model_id: str
+    dim: int
+    eight_bit: bool
+    keep_chips: bool
+    subjects: int
+    templates: int
+    stale: int
+
+
+@dataclass(frozen=True)
+class SubjectInfo:
+    """One subject as a page may show it; `created` is a date."""
+
+    pseudonym: str
+    templates: int
+    model_id: str
+    stale: bool
+    created: str
+
+
+class Vault:
+    """Open templates of one vault; safe to call from threads, closed by its `with` block.
+
+    Every write is on the disk when it returns. `enrol`, `erase`, `rotate_key`, `renew`,
+    `change_model`, `export` and `import_` write their own entry in the operation log; callers
+    `record` what they do with templates: verify, identify, refused.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._matrices: dict[tuple[bytes, str, int], NDArray[np.float64]] = {}
+
+    @staticmethod
+    def create(
+        where: str,
+        lock: KeyLock,
+        *,
+        model_id: str,
+        dim: int,
+        eight_bit: bool = False,
+        keep_chips: bool = False,
+    ) -> Vault:
+        """Make a vault in a new SQLite file or an empty PostgreSQL database."""
+        manifest = Manifest.fresh(model_id, dim, eight_bit=eight_bit, keep_chips=keep_chips)
+        return Vault(opening.create(where, lock, manifest))
+
+    @staticmethod
+    def open(where: str, lock: KeyLock) -> Vault:
+        """Open a vault; wrong lock or changed data: SealError."""
+        return Vault(opening.open_store(where, lock))
+
+    def close(self) -> None:
+        """Forget the keys and give the database back."""
+        self._store.keys.clear()
+        self._matrices.clear()
+        self._store.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def info(self) -> VaultInfo:
+        with Session.read(self._store) as session:
+            manifest, model = session.manifest, session.manifest.current
+            stale = 0
+            if any(one.templates for one in manifest.models[:-1]):
+                held = holdings.counts(session).values()
+                stale = sum(1 for mine in held if model.number not in mine)
+            return VaultInfo(
+                self._store.vault_id,
+                model.model_id,
+                model.dim,
+                manifest.eight_bit,
+                manifest.keep_chips,
+                manifest.subjects,
+                sum(one.templates for one in manifest.models),
+                stale,
+            )
+
+    @property
+    def generation(self) -> int:
+        """A number that rises whenever the gallery may have changed, in any process."""
+        with Session.read(self._store) as session:
+            return session.manifest.generation
+
+    def pseudonym(self, subject: str) -> str:
+        """Return the opaque id of a subject in this vault: 32 hex digits, keyed."""
+        with Session.read(self._store) as session:
+            return pseudonym_of(session.manifest, subject)
+
+    def enrol(
+        self,
+        subject: str,
+        embeddings: NDArray[np.float32],
+        *,
+        model_id: str,
+        chips: NDArray[np.uint8] | None = None,
+    ) -> str:
+        """Add [n, D] unit rows to a subject; on the disk on return. Returns the pseudonym.
+
+        Templates of an older model are replaced. Chips only where the vault keeps them: Refused.
+        """
+        with Session.write(self._store) as session:
+            model = self._current(session, model_id, embeddings)
+            if chips is not None and not session.manifest.keep_chips:
+                raise Refused("this vault keeps no chips", hint="make one with --keep-chips")
+            pseudonym = pseudonym_of(session.manifest, subject)
+            known = records.find_subject(session, pseudonym)
+            if known is None:
+                known, row = records.new_subject(session, pseudonym)
+                session.insert(schema.SUBJECT, [row])
+            else:
+                holdings.drop(session, known.id, [m for m in session.manifest.models if m != model])
+            rows = self._turn(session, check_rows(embeddings, model.dim), model)
+            records.add_templates(session, known, rows, model)
+            session.count_templates(model.number, len(rows))
+            if chips is not None:
+                records.add_chips(session, known, chips)
+            session.log("enrol", pseudonym, "done")
+            session.touch_gallery()
+        self._compact_when_due()
+        return pseudonym
+
+    def templates(self, subject: str, model_id: str | None = None) -> NDArray[np.float32]:
+        """Return a subject's templates, float32 [n, D] in the vault's space; unknown: InputError.
+
+        Without `model_id`, those of the vault's model; a subject that has none of the model asked
+        for is Refused, since other templates must not be compared.
+        """
+        with Session.read(self._store) as session:
+            model = holdings.model_of(session, model_id)
+            known = self._known(session, subject)
+            session.check(schema.TEMPLATE, again=False)
+            single = [one.rows for one in records.loose(session, model, known.id)]
+            rows = np.concatenate([shards.rows_of(session, model, known.id), *single])
+            if not len(rows):
+                raise Refused(
+                    "this subject has no template of the model in use", hint="migrate or enrol"
+                )
+            return rows
+
+    def protect(
+        self, embeddings: NDArray[np.float32], model_id: str | None = None
+    ) -> NDArray[np.float32]:
+        """Bring probes [n, D] into the vault's space: cosines with templates are as before."""
+        with Session.read(self._store) as session:
+            model = holdings.model_of(session, model_id)
+            dim = model.dim or np.shape(embeddings)[-1]
+            return self._turn(session, check_rows(embeddings, dim), model)
+
+    def gallery(self, model_id: str | None = None) -> Gallery:
+        """Open all templates of a model."""
+        with Session.read(self._store) as session:
+            return read_gallery(session, holdings.model_of(session, model_id))
+
+    def subjects(self) -> tuple[SubjectInfo, ...]:
+        """Return everyone in the vault, in the order of enrolment."""
+        with Session.read(self._store) as session:
+            manifest, counts = session.manifest, holdings.counts(session)
+            found = []
+            for one in records.all_subjects(session):
+                mine = counts.get(one.id, {})
+                newest = max(mine, default=manifest.current.number)
+                model, stale = manifest.model(newest), newest != manifest.current.number
+                held = mine.get(newest, 0)
+                found.append(SubjectInfo(one.pseudonym, held, model.model_id, stale, one.created))
+            return tuple(found)
+
+    def erase(self, subject: str) -> Receipt:
+        """Destroy a subject's keys and rows and scrub the storage; returns the signed receipt."""
+        with Session.write(self._store) as session:
+            known = self._known(session, subject)
+            gone = holdings.drop(session, known.id, list(session.manifest.models))
+            records.delete_rows(session, schema.CHIP, known.id)
+            session.delete(schema.SUBJECT, [known.id])
+            session.change(subjects=session.manifest.subjects - 1)
+            session.log("erase", known.pseudonym, "done")
+            session.touch_gallery()
+            manifest = session.manifest
+            receipt = sign(
+                self._store.vault_id,
+                known.pseudonym,
+                gone,
+                manifest.log_head,
+                manifest.signing_key,
+            )
+        self._store.database.scrub()
+        return receipt
+
+    def remember(self, name: str, value: bytes) -> None:
+        """Keep a small sealed setting, in place of an older one."""
+        with Session.write(self._store) as session:
+            settings.remember(session, name, value)
+
+    def recall(self, name: str) -> bytes | None:
+        """Return a setting, or None."""
+        with Session.read(self._store) as session:
+            return settings.recall(session, name)
+
+    def record(self, operation: Operation, pseudonym: str | None, outcome: str) -> None:
+        """Append to the operation log; words are from `OPERATIONS` and `OUTCOMES`."""
+        with Session.write(self._store) as session:
+            session.log(operation, pseudonym, outcome)
+
+    def log(self) -> tuple[LogEntry, ...]:
+        """Return the operation log, checked; a log that does not hold: SealError."""
+        with Session.read(self._store) as session:
+            rows = session.connection.execute(select(schema.LOG).order_by(schema.LOG.c.id))
+            return open_entries(rows, session.manifest, self._store.vault_id)
+
+    def _current(self, session: Session, model_id: str, embeddings: NDArray[np.float32]) -> Model:
+        """Return the vault's model, whose width the first embedding decides after a change."""
+        model = session.manifest.current
+        if model.model_id != model_id:
+            raise Refused(
+                "the templates are of another model than the vault's",
+                hint="models are never mixed: migrate the vault, or use its model",
+            )
+        if np.ndim(embeddings) != 2 or not 1 <= len(embeddings) <= MOST_ROWS:
+            raise InputError(f"embeddings have the shape [n, D] with n from 1 to {MOST_ROWS}")
+        if model.dim == 0:
+            model = Model(model.number, model_id, int(np.shape(embeddings)[1]), 0)
+            session.change(models=session.manifest.with_model(model).models)
+        return model
+
+    def _turn(
+        self, session: Session, rows: NDArray[np.float32], model: Model
+    ) -> NDArray[np.float32]:
+        key = (session.manifest.transform_seed, model.model_id, rows.shape[1])
+        if key not in self._matrices:
+            self._matrices[key] = transform.orthogonal(*key)
+        return transform.apply(rows, self._matrices[key])
+
+    def _known(self, session: Session, subject: str) -> records.Subject:
+        found = records.find_subject(session, pseudonym_of(session.manifest, subject))
+        if found is None:
+            raise InputError("nobody of that name is in the vault", hint="enrol them first")
+        return found
+
+    def _compact_when_due(self) -> None:
+        """Make shards when enough is loose; a full disk here fails no enrolment, only waits."""
+        try:
+            with Session.read(self._store) as session:
+                due = holdings.compaction_due(session)
+            if due:
+                with Session.write(self._store) as session:
+                    holdings.compact(session)
+        except StorageError as error:
+            _LOG.warning("templates stay loose for now: %s", error)
