@@ -1,0 +1,60 @@
+"""The parts of a running service, made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from client.recognition import Recogniser
+from client.service.journal import Journal
+from client.service.limits import Buckets, Workers
+from client.service.metrics import Metrics
+from client.service.settings import Settings
+from client.service.tokens import Tokens
+
+_STORAGE_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the endpoints and the guard work with.
+
+    Attributes:
+        recognitions: threads for work that looks at images.
+        storage: threads for work that only reads or writes the vault.
+        requests, failures: rate limits by token id, and by address for failed authentications.
+    """
+
+    recogniser: Recogniser
+    settings: Settings
+    tokens: Tokens
+    journal: Journal
+    metrics: Metrics
+    recognitions: Workers
+    storage: Workers
+    requests: Buckets
+    failures: Buckets
+
+    @classmethod
+    def of(cls, recogniser: Recogniser, settings: Settings, journal: Journal) -> Service:
+        """Make the parts."""
+        recognitions = Workers(settings.at_once, settings.waiting)
+        metrics = Metrics()
+        metrics.gauge(
+            "veilface_recognitions", "Recognitions that run or wait.", lambda: recognitions.busy
+        )
+        return cls(
+            recogniser,
+            settings,
+            Tokens(recogniser.vault),
+            journal,
+            metrics,
+            recognitions,
+            Workers(_STORAGE_THREADS, settings.waiting),
+            Buckets(settings.rate, settings.burst),
+            Buckets(settings.failure_rate, settings.failure_burst),
+        )
+
+    def close(self) -> None:
+        """Let running work end; the vault is the caller's to close."""
+        self.recognitions.close()
+        self.storage.close()
