@@ -21,7 +21,7 @@ from common.errors import InputError
 # Scores of a block, 1 MiB of float32 at most, stay in a core's own cache; more probes than
 # PROBES_AT_ONCE gain nothing from sharing one reading of the rows.
 SCORES_AT_ONCE = 1 << 18
-ROWS_AT_ONCE = 1 << 16
+ROWS_AT_ONCE = 1 << 17
 PROBES_AT_ONCE = 64
 LOWEST = np.finfo(np.float32).min
 
@@ -55,6 +55,11 @@ class Index:
         self._pool = ThreadPoolExecutor(
             self._threads, "search", initializer=torch.set_num_threads, initargs=(1,)
         )
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the rows take (in float32 they may be the caller's own array)."""
+        return self._gallery.nbytes
 
     def search(self, probes: Floats, k: int) -> tuple[Floats, Rows]:
         """Find the k rows with the highest cosine to each probe.
@@ -90,7 +95,7 @@ class Index:
         coarse = self._gallery.coarse(probes)
         share = -(-self._count // (4 * self._threads))
         block = 1 << (min(ROWS_AT_ONCE, SCORES_AT_ONCE // len(probes), share) - 1).bit_length()
-        chunk = 1 << max(0, min(256, block // (4 * k)).bit_length() - 1)
+        chunk = 1 << max(0, min(256, block // (2 * k)).bit_length() - 1)
         starts = iter(range(0, self._count, block))
         parts = [
             self._pool.submit(_scan, coarse, starts, self._count, k, (len(probes), block, chunk))

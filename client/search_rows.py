@@ -44,6 +44,7 @@ class SingleRows:
         with warnings.catch_warnings():  # about arrays that cannot be written: nor do we
             warnings.simplefilter("ignore", UserWarning)
             self._tensor = torch.from_numpy(rows)
+        self.nbytes = rows.nbytes
 
     def coarse(self, probes: Floats) -> Coarse:
         """Dot products in float32; Higham, Accuracy and Stability (2002), eq. 3.5, bounds them."""
@@ -79,6 +80,7 @@ class ByteRows:
             error = np.linalg.norm(self._low[some] / np.float32(FINER), axis=1) * self._scale[some]
             self._error = max(self._error, float(error.max()))
         self._tensor = torch.from_numpy(self._high)
+        self.nbytes = self._high.nbytes + self._low.nbytes + self._scale.nbytes
 
     def coarse(self, probes: Floats) -> Coarse:
         """Dot products of the high bytes: |xq - x'q'| <= |x - x'| |q'| + |x| |q - q'|."""

@@ -25,8 +25,15 @@ def _simulation(runs: int) -> list[Case]:
     return simulation(max(1, runs // 5))
 
 
+def _search(runs: int) -> list[Case]:
+    from simulations.bench.search import search
+
+    return search(runs)
+
+
 BENCHES: dict[str, Callable[[int], list[Case]]] = {
     "dp-step": _dp_step,
+    "search": _search,
     "simulation": _simulation,
 }
 
