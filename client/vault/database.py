@@ -108,7 +108,7 @@ class Database:
     def _vacuum_tables(self) -> None:
         with self._engine.connect() as connection:
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            for table in (*schema.COUNTED, schema.KEY, schema.VAULT):
+            for table in (*schema.COUNTED, schema.BODY, schema.KEY, schema.VAULT):
                 connection.exec_driver_sql(f'VACUUM (FULL) "{table.name}"')
 
 

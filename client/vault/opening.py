@@ -36,7 +36,7 @@ def create(where: str, lock: KeyLock, manifest: Manifest) -> Store:
             connection.execute(insert(schema.VAULT), [vault])
     except BaseException:
         database.close()
-        _remove(database.path)
+        remove_files(database.path)
         raise
     return store
 
@@ -95,7 +95,8 @@ def _linked(vault_id: str, row: Any, key: bytes) -> dict[int, bytes]:
     return found
 
 
-def _remove(path: Path | None) -> None:
+def remove_files(path: Path | None) -> None:
+    """Remove a vault file that was never finished."""
     if path is not None:
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)

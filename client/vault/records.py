@@ -53,7 +53,7 @@ def find_subject(session: Session, pseudonym: str) -> Subject | None:
     for condition in (by_index, by_reading):  # a damaged index must not make anyone unknown
         row = session.connection.execute(select(schema.SUBJECT).where(condition)).one_or_none()
         if row is not None:
-            return _open_subject(session, row)
+            return open_subject(session, row)
     return None
 
 
@@ -62,7 +62,7 @@ def all_subjects(session: Session) -> Iterator[Subject]:
     session.check(schema.SUBJECT)
     wanted, count = select(schema.SUBJECT).order_by(schema.SUBJECT.c.id), 0
     for row in session.connection.execute(wanted, execution_options={"yield_per": 1000}):
-        yield _open_subject(session, row)
+        yield open_subject(session, row)
         count += 1
     if count != session.manifest.subjects:
         raise SealError("the vault holds another number of subjects than its manifest says")
@@ -152,7 +152,8 @@ def delete_rows(session: Session, table: Table, subject: int, model: int | None 
     session.delete(table, list(session.connection.execute(wanted).scalars()))
 
 
-def _open_subject(session: Session, row: Any) -> Subject:
+def open_subject(session: Session, row: Any) -> Subject:
+    """Open a row of the subject table."""
     key = data_key(session, row)
     bound = session.store.bind("subject", row.id, row.pseudonym)
     (created,) = json.loads(open_sealed(key, blob(row.sealed), bound))

@@ -83,6 +83,11 @@ SHARD: Final = Table(
     Column("model", _NUMBER, nullable=False),
     Column("key", _NUMBER, nullable=False),
     Column("wrapped", LargeBinary, nullable=False),
+)
+BODY: Final = Table(  # apart, so that wrapping a shard's key anew does not write its rows again
+    "shard_body",
+    METADATA,
+    _id(),
     Column("directory", LargeBinary, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )

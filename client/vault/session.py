@@ -106,9 +106,14 @@ class Session:
         with store.lock:
             with store.database.write() as connection:
                 session = cls(store, connection, writes=True)
-                before = session.manifest
-                yield session
-                session._save()
+                before, number = session.manifest, session.key_number
+                try:
+                    yield session
+                    session.save()
+                except BaseException:
+                    if session.key_number != number:
+                        del store.keys[session.key_number]
+                    raise
             for table in schema.COUNTED:  # what was checked and then changed here stays checked
                 if store.checked.get(table.name) == before.sum_of(table.name):
                     store.checked[table.name] = session.manifest.sum_of(table.name)
@@ -157,6 +162,11 @@ class Session:
         self.connection.execute(insert(schema.LOG), [row])
         self.change(log_entries=row["id"], log_head=row["hash"])
 
+    def use_key(self, number: int, key: bytes) -> None:
+        """Seal what is written from now on under another vault key."""
+        self.store.keys[number] = key
+        self.key_number = number
+
     def count_templates(self, number: int, more: int) -> None:
         """Add to a model's number of templates."""
         model = self.manifest.model(number)
@@ -182,7 +192,8 @@ class Session:
                 hint="one of them was rolled back; restore the last good backup",
             )
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Seal the manifest; what `Session.write` does last."""
         sealed = self.store.seal_manifest(self.manifest, self.key_number)
         self.connection.execute(
             update(schema.VAULT).where(schema.VAULT.c.id == 1),

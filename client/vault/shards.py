@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import Column, Select, delete, insert, select
 
 from client.vault import schema
 from client.vault.manifest import Model
@@ -52,8 +52,7 @@ def directories(session: Session, model: Model, *, again: bool) -> list[Director
     ids = list(session.connection.execute(wanted).scalars())
     missing = [id_ for id_ in ids if again or id_ not in known]
     if missing:
-        columns = (table.c.id, table.c.key, table.c.wrapped, table.c.directory)
-        some = select(*columns).where(table.c.model == model.number)
+        some = _select(schema.BODY.c.directory).where(table.c.model == model.number)
         if len(missing) < len(ids):
             some = some.where(table.c.id.in_(missing))
         for row in session.connection.execute(some):
@@ -120,10 +119,14 @@ def write_shard(
         "model": model.number,
         "key": number,
         "wrapped": store.wrap(key, number, "shard", new, model.model_id),
+    }
+    sealed = {
+        "id": new,
         "directory": seal(key, directory, store.bind(*bound[0])),
         "body": seal(key, body, store.bind(*bound[1])),
     }
     session.insert(schema.SHARD, [row])
+    session.connection.execute(insert(schema.BODY), [sealed])
 
 
 def drop_subject(session: Session, model: Model, subject: int) -> int:
@@ -137,9 +140,15 @@ def drop_subject(session: Session, model: Model, subject: int) -> int:
         if keep.any():
             rows = open_rows(session, model, directory)[keep]
             write_shard(session, model, directory.subjects[keep], directory.pseudonyms[keep], rows)
-        session.delete(schema.SHARD, [directory.id])
-        session.store.directories.pop(directory.id, None)
+        delete_shard(session, directory)
     return dropped
+
+
+def delete_shard(session: Session, directory: Directory) -> None:
+    """Delete a shard: its key, its directory and its rows."""
+    session.delete(schema.SHARD, [directory.id])
+    session.connection.execute(delete(schema.BODY).where(schema.BODY.c.id == directory.id))
+    session.store.directories.pop(directory.id, None)
 
 
 def compact(session: Session, model: Model) -> None:
@@ -166,11 +175,17 @@ def _move(session: Session, model: Model, records: Sequence[Loose]) -> None:
 
 def _bodies(session: Session, model: Model, id_: int | None) -> Iterator[Any]:
     table = schema.SHARD
-    wanted = select(table.c.id, table.c.key, table.c.wrapped, table.c.body)
-    wanted = wanted.where(table.c.model == model.number).order_by(table.c.id)
+    wanted = _select(schema.BODY.c.body).where(table.c.model == model.number).order_by(table.c.id)
     if id_ is not None:
         wanted = wanted.where(table.c.id == id_)
     yield from session.connection.execute(wanted, execution_options={"yield_per": 8})
+
+
+def _select(column: Column[bytes]) -> Select[Any]:
+    table, body = schema.SHARD, schema.BODY
+    return select(table.c.id, table.c.key, table.c.wrapped, column).join_from(
+        table, body, table.c.id == body.c.id
+    )
 
 
 def _shard_key(session: Session, model: Model, row: Any) -> bytes:

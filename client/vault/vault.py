@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -11,10 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from client.vault import holdings, opening, records, schema, settings, shards, transform
+from client.vault import (
+    backup,
+    holdings,
+    listing,
+    opening,
+    records,
+    renewal,
+    rotation,
+    schema,
+    settings,
+    shards,
+    transform,
+)
 from client.vault.gallery import Gallery, read_gallery
+from client.vault.listing import SubjectInfo, VaultInfo
 from client.vault.log import LogEntry, Operation, open_entries
 from client.vault.manifest import Manifest, Model
+from client.vault.migration import Embed, Migration, change_model
 from client.vault.naming import pseudonym_of
 from client.vault.receipt import Receipt, sign
 from client.vault.session import Session, Store
@@ -24,31 +38,6 @@ from common.template import check_rows
 
 _LOG: Final = logging.getLogger("veilface.vault")
 MOST_ROWS: Final = shards.ROWS  # of one enrolment
-
-
-@dataclass(frozen=True)
-class VaultInfo:
-    """What a vault is and how much it holds; `stale` subjects have no template of its model."""
-
-    vault_id: str
-    model_id: str
-    dim: int
-    eight_bit: bool
-    keep_chips: bool
-    subjects: int
-    templates: int
-    stale: int
-
-
-@dataclass(frozen=True)
-class SubjectInfo:
-    """One subject as a page may show it; `created` is a date."""
-
-    pseudonym: str
-    templates: int
-    model_id: str
-    stale: bool
-    created: str
 
 
 class Vault:
@@ -102,21 +91,7 @@ class Vault:
     @property
     def info(self) -> VaultInfo:
         with Session.read(self._store) as session:
-            manifest, model = session.manifest, session.manifest.current
-            stale = 0
-            if any(one.templates for one in manifest.models[:-1]):
-                held = holdings.counts(session).values()
-                stale = sum(1 for mine in held if model.number not in mine)
-            return VaultInfo(
-                self._store.vault_id,
-                model.model_id,
-                model.dim,
-                manifest.eight_bit,
-                manifest.keep_chips,
-                manifest.subjects,
-                sum(one.templates for one in manifest.models),
-                stale,
-            )
+            return listing.info(session)
 
     @property
     def generation(self) -> int:
@@ -145,6 +120,8 @@ class Vault:
             model = self._current(session, model_id, embeddings)
             if chips is not None and not session.manifest.keep_chips:
                 raise Refused("this vault keeps no chips", hint="make one with --keep-chips")
+            if chips is not None and (chips.dtype != np.uint8 or len(chips) != len(embeddings)):
+                raise InputError("chips are uint8, one for each embedding")
             pseudonym = pseudonym_of(session.manifest, subject)
             known = records.find_subject(session, pseudonym)
             if known is None:
@@ -197,15 +174,7 @@ class Vault:
     def subjects(self) -> tuple[SubjectInfo, ...]:
         """Return everyone in the vault, in the order of enrolment."""
         with Session.read(self._store) as session:
-            manifest, counts = session.manifest, holdings.counts(session)
-            found = []
-            for one in records.all_subjects(session):
-                mine = counts.get(one.id, {})
-                newest = max(mine, default=manifest.current.number)
-                model, stale = manifest.model(newest), newest != manifest.current.number
-                held = mine.get(newest, 0)
-                found.append(SubjectInfo(one.pseudonym, held, model.model_id, stale, one.created))
-            return tuple(found)
+            return listing.subjects(session)
 
     def erase(self, subject: str) -> Receipt:
         """Destroy a subject's keys and rows and scrub the storage; returns the signed receipt."""
@@ -227,6 +196,34 @@ class Vault:
             )
         self._store.database.scrub()
         return receipt
+
+    def rotate_key(self, new: KeyLock) -> None:
+        """Put a new vault key, locked by `new`, in the old one's place, while the vault is in use.
+
+        Stopped anywhere, the vault opens with either lock, and the same call goes on.
+        """
+        rotation.rotate(self._store, new)
+
+    def renew(self) -> None:
+        """Bring all templates into a new secret space, at once: what leaked matches no more."""
+        renewal.renew(self._store)
+        self._matrices.clear()
+
+    def change_model(self, model_id: str, embed: Embed) -> Migration:
+        """Make `model_id` the vault's model and migrate whoever has chips.
+
+        `embed` turns chips as they were enrolled into unit rows [n, D].
+        """
+        return change_model(self._store, model_id, embed)
+
+    def export(self, path: Path, lock: KeyLock) -> None:
+        """Write a sealed backup to a new file that `lock` opens."""
+        backup.export(self._store, path, lock)
+
+    @staticmethod
+    def import_(path: Path, lock: KeyLock, where: str, new_lock: KeyLock) -> Vault:
+        """Make a new vault from a backup, checked whole."""
+        return Vault(backup.import_(path, lock, where, new_lock))
 
     def remember(self, name: str, value: bytes) -> None:
         """Keep a small sealed setting, in place of an older one."""

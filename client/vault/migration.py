@@ -1,0 +1,99 @@
+"""A new model for an old one: templates made anew from kept chips, or a list of who must come back.
+
+From the first step on the vault is the new model's. A subject that was not migrated keeps its old
+templates, which answer to the old model id only, until it is migrated or enrolled again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.vault import holdings, records, transform
+from client.vault.manifest import Model
+from client.vault.session import Session, Store
+from common.errors import InputError
+from common.template import MAX_DIM, check_rows
+
+Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Migration:
+    """Pseudonyms of who was migrated, and of who must enrol again since no chip was kept."""
+
+    model_id: str
+    migrated: tuple[str, ...]
+    must_enrol: tuple[str, ...]
+
+
+def change_model(store: Store, model_id: str, embed: Embed) -> Migration:
+    """Make `model_id` the vault's model; `embed` turns chips [n, ...] into unit rows [n, D].
+
+    Durable subject by subject: stopped anywhere, the same call goes on. An older model of the
+    vault cannot come back under its id: InputError.
+    """
+    _announce(store, model_id)
+    migrated, must_enrol = list[str](), list[str]()
+    for pseudonym in _stale(store):
+        done = _migrate_one(store, pseudonym, embed)
+        if done is not None:
+            (migrated if done else must_enrol).append(pseudonym)
+    with Session.write(store) as session:
+        session.log("migrate", None, "done")
+    store.database.scrub()
+    return Migration(model_id, tuple(migrated), tuple(must_enrol))
+
+
+def _announce(store: Store, model_id: str) -> None:
+    with Session.write(store) as session:
+        models = session.manifest.models
+        if model_id == models[-1].model_id:
+            return
+        if not model_id or any(model.model_id == model_id for model in models):
+            raise InputError(
+                "the vault cannot go back to a model it left", hint="make a new vault for it"
+            )
+        session.change(models=(*models, Model(models[-1].number + 1, model_id, 0, 0)))
+        session.log("migrate", None, "begun")
+        session.touch_gallery()
+
+
+def _stale(store: Store) -> list[str]:
+    with Session.read(store) as session:
+        held, current = holdings.counts(session), session.manifest.current.number
+        return [
+            one.pseudonym
+            for one in records.all_subjects(session)
+            if current not in held.get(one.id, {})
+        ]
+
+
+def _migrate_one(store: Store, pseudonym: str, embed: Embed) -> bool | None:
+    """Return whether a subject had chips to migrate from; None if it was erased meanwhile."""
+    with Session.read(store) as session:
+        subject = records.find_subject(session, pseudonym)
+        if subject is None:
+            return None
+        kept = records.chips_of(session, subject)
+    if not kept:
+        return False
+    rows = np.concatenate([np.asarray(embed(chips), dtype=np.float32) for chips in kept])
+    with Session.write(store) as session:
+        model = session.manifest.current
+        if records.find_subject(session, pseudonym) is None:
+            return None
+        if model.dim == 0 and rows.ndim == 2 and 1 <= rows.shape[1] <= MAX_DIM:
+            model = Model(model.number, model.model_id, rows.shape[1], 0)
+            session.manifest = session.manifest.with_model(model)
+        matrix = transform.orthogonal(session.manifest.transform_seed, model.model_id, model.dim)
+        turned = transform.apply(check_rows(rows, model.dim), matrix)
+        holdings.drop(session, subject.id, list(session.manifest.models))
+        records.add_templates(session, subject, turned, model)
+        session.count_templates(model.number, len(turned))
+        session.log("migrate", pseudonym, "done")
+        session.touch_gallery()
+    return True
