@@ -14,7 +14,7 @@ from rich.table import Table
 
 from client.service.app import create_app
 from client.service.journal import Journal
-from client.service.server import Listen, run
+from client.service.server import Listen, bracketed, run
 from client.service.settings import Settings
 from client.service.tokens import SCOPES, Token, Tokens
 from client.vault_options import VaultOptions, recogniser, vault_options
@@ -55,9 +55,8 @@ def serve(
     Off this machine it needs TLS. Make a token first: 'veilface template token create'.
     """
     listen = Listen(host, port, tls_cert, tls_key)
-    named = f"[{host}]" if ":" in host else host
     settings = Settings(
-        hosts=(*_DEFAULTS.hosts, named.lower(), *(name.lower() for name in allow_host)),
+        hosts=(*_DEFAULTS.hosts, bracketed(host).lower(), *(name.lower() for name in allow_host)),
         tls=listen.tls,
         rate=rate,
         burst=max(1, round(2 * rate)),
@@ -67,7 +66,6 @@ def serve(
     journal = Journal()
     with options.open() as vault:
         app = create_app(recogniser(vault), settings, journal)
-        click.echo(f"{'https' if listen.tls else 'http'}://{named}:{port}/", err=True)
         run(app, listen, journal)
 
 

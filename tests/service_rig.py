@@ -28,7 +28,7 @@ from client.vault_options import NetworkChoice, VaultOptions, new_vault, recogni
 from common.face import ChipSpec
 from simulations.people import generate
 
-CANARY = "Canary-Zoë-4711"
+CANARY = "Canary-Zoë"
 ENDPOINTS = {
     ("POST", "/v1/subjects"): {"enrol"},
     ("GET", "/v1/subjects"): {"admin"},

@@ -50,6 +50,16 @@ class Listen:
         """Whether the service itself speaks TLS."""
         return self.certificate is not None
 
+    @property
+    def url(self) -> str:
+        """The address of the page."""
+        return f"{'https' if self.tls else 'http'}://{bracketed(self.host)}:{self.port}/"
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands in an address: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address; of names only `localhost` is trusted."""
@@ -85,7 +95,7 @@ def run(app: FastAPI, listen: Listen, journal: Journal) -> None:
         ssl_keyfile=listen.key,
     )
     server = uvicorn.Server(config)
-    journal.write("listening", host=listen.host, port=listen.port, tls=str(listen.tls).lower())
+    journal.write("listening", url=listen.url)
     server.run()
 
 
