@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +17,25 @@ from client.vault.records import loose
 from client.vault.session import Session
 from common.errors import SealError
 
+_THREADS: Final = 2
+
 
 @dataclass(frozen=True)
 class Gallery:
     """Templates in the vault's space: `vectors` float32 [N, D], `owners` int64 [N].
 
-    `pseudonyms[owners[i]]` is whose row i is.
+    `pseudonyms[owners[i]]` is whose row i is; `names` uint8 [P, 16] are their bytes.
     """
 
     vectors: NDArray[np.float32]
     owners: NDArray[np.int64]
-    pseudonyms: tuple[str, ...]
+    names: NDArray[np.uint8]
+
+    @cached_property
+    def pseudonyms(self) -> tuple[str, ...]:
+        """All P pseudonyms, made when they are first asked for: a million strings take a while."""
+        text, width = self.names.tobytes().hex(), 2 * shards.PSEUDONYM
+        return tuple(text[at : at + width] for at in range(0, len(text), width))
 
 
 def read_gallery(session: Session, model: Model) -> Gallery:
@@ -35,13 +47,7 @@ def read_gallery(session: Session, model: Model) -> Gallery:
     if starts[-1] != model.templates:
         raise SealError("the vault holds another number of templates than its manifest says")
     vectors = np.empty((model.templates, model.dim), dtype=np.float32)
-    bodies = shards.bodies(session, model)
-    for start, directory in zip(starts, found, strict=False):
-        row = next(bodies, None)
-        if row is None or row.id != directory.id or directory.layout.dim != model.dim:
-            raise SealError("a shard of the vault is missing or of another width")
-        part = vectors[start : start + directory.layout.count]
-        shards.open_body(session, model, directory, row, part)
+    _open_shards(session, model, found, vectors)
     for start, record in zip(starts[len(found) :], single, strict=False):
         vectors[start : start + len(record.rows)] = record.rows
     ids = [d.subjects for d in found]
@@ -52,13 +58,30 @@ def read_gallery(session: Session, model: Model) -> Gallery:
         for s in single
     ]
     if not ids:
-        return Gallery(vectors, np.empty(0, dtype=np.int64), ())
+        nobody = np.empty((0, shards.PSEUDONYM), dtype=np.uint8)
+        return Gallery(vectors, np.empty(0, dtype=np.int64), nobody)
     owners, firsts = _numbered(np.concatenate(ids))
-    text = np.concatenate(names)[firsts].tobytes().hex()
-    width = 2 * shards.PSEUDONYM
-    return Gallery(
-        vectors, owners, tuple(text[at : at + width] for at in range(0, len(text), width))
-    )
+    return Gallery(vectors, owners, np.concatenate(names)[firsts])
+
+
+def _open_shards(
+    session: Session, model: Model, found: list[shards.Directory], vectors: NDArray[np.float32]
+) -> None:
+    """Decrypt all shards into `vectors`; the next ones are read meanwhile."""
+    bodies, start = shards.bodies(session, model), 0
+    running: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for directory in found:
+            row = next(bodies, None)
+            if row is None or row.id != directory.id or directory.layout.dim != model.dim:
+                raise SealError("a shard of the vault is missing or of another width")
+            part = vectors[start : start + directory.layout.count]
+            start += directory.layout.count
+            running.append(pool.submit(shards.open_body, session, model, directory, row, part))
+            if len(running) > _THREADS:
+                running.popleft().result()
+        for last in running:
+            last.result()
 
 
 def _numbered(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

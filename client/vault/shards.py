@@ -178,7 +178,7 @@ def _bodies(session: Session, model: Model, id_: int | None) -> Iterator[Any]:
     wanted = _select(schema.BODY.c.body).where(table.c.model == model.number).order_by(table.c.id)
     if id_ is not None:
         wanted = wanted.where(table.c.id == id_)
-    yield from session.connection.execute(wanted, execution_options={"yield_per": 8})
+    yield from session.connection.execute(wanted, execution_options={"yield_per": 1})
 
 
 def _select(column: Column[bytes]) -> Select[Any]:

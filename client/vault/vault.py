@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -13,6 +14,7 @@ from sqlalchemy import select
 
 from client.vault import (
     backup,
+    bulk,
     holdings,
     listing,
     opening,
@@ -118,6 +120,8 @@ class Vault:
         """
         with Session.write(self._store) as session:
             model = self._current(session, model_id, embeddings)
+            if len(embeddings) > MOST_ROWS:
+                raise InputError(f"one enrolment has at most {MOST_ROWS} embeddings")
             if chips is not None and not session.manifest.keep_chips:
                 raise Refused("this vault keeps no chips", hint="make one with --keep-chips")
             if chips is not None and (chips.dtype != np.uint8 or len(chips) != len(embeddings)):
@@ -138,6 +142,15 @@ class Vault:
             session.touch_gallery()
         self._compact_when_due()
         return pseudonym
+
+    def enrol_many(
+        self, subjects: Sequence[str], embeddings: NDArray[np.float32], *, model_id: str
+    ) -> tuple[str, ...]:
+        """Enrol new subjects at once, all or none: `subjects[i]` owns row i of [N, D] unit rows."""
+        with Session.write(self._store) as session:
+            model = self._current(session, model_id, embeddings)
+            rows = self._turn(session, check_rows(embeddings, model.dim), model)
+            return bulk.enrol_new(session, subjects, rows, model)
 
     def templates(self, subject: str, model_id: str | None = None) -> NDArray[np.float32]:
         """Return a subject's templates, float32 [n, D] in the vault's space; unknown: InputError.
@@ -254,8 +267,8 @@ class Vault:
                 "the templates are of another model than the vault's",
                 hint="models are never mixed: migrate the vault, or use its model",
             )
-        if np.ndim(embeddings) != 2 or not 1 <= len(embeddings) <= MOST_ROWS:
-            raise InputError(f"embeddings have the shape [n, D] with n from 1 to {MOST_ROWS}")
+        if np.ndim(embeddings) != 2:
+            raise InputError("embeddings have the shape [n, D]")
         if model.dim == 0:
             model = Model(model.number, model_id, int(np.shape(embeddings)[1]), 0)
             session.change(models=session.manifest.with_model(model).models)

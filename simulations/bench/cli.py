@@ -31,10 +31,17 @@ def _search(runs: int) -> list[Case]:
     return search(runs)
 
 
+def _vault(runs: int) -> list[Case]:
+    from simulations.bench.vault import vault
+
+    return vault(runs)
+
+
 BENCHES: dict[str, Callable[[int], list[Case]]] = {
     "dp-step": _dp_step,
     "search": _search,
     "simulation": _simulation,
+    "vault": _vault,
 }
 
 
