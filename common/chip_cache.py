@@ -14,13 +14,11 @@ Nothing is lost but time when the directory is deleted.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import os
 import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Protocol, Self
@@ -28,12 +26,12 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from common.cache_key import CacheSealer
 from common.errors import Refused, StorageError
 from common.face import ChipSpec
 
 VERSION = 1  # of everything between an image's bytes and its chip: raise it when a chip changes
 FILE = "chips.sqlite"
-CHECKSUM = 16
 READ_AT_ONCE = 64
 
 Chip = NDArray[np.uint8]
@@ -49,19 +47,6 @@ class Sealer(Protocol):
     def unseal(self, key: bytes, sealed: bytes) -> bytes | None:
         """What was sealed under `key`; None if it is damaged or another sealer's."""
         ...
-
-
-@dataclass(frozen=True)
-class Checksum:
-    """Detects damage, hides nothing: a SHA-256 over key and chip before the chip."""
-
-    def seal(self, key: bytes, plain: bytes) -> bytes:
-        return hashlib.sha256(key + plain).digest()[:CHECKSUM] + plain
-
-    def unseal(self, key: bytes, sealed: bytes) -> bytes | None:
-        plain = sealed[CHECKSUM:]
-        good = hmac.compare_digest(self.seal(key, plain)[:CHECKSUM], sealed[:CHECKSUM])
-        return plain if good else None
 
 
 def chip_key(digest: bytes, detector_id: str, spec: ChipSpec) -> bytes:
@@ -90,6 +75,8 @@ class ChipCache:
     def open(cls, directory: Path | None = None, *, sealer: Sealer | None = None) -> Self:
         """Open or create the cache in `directory` (None: `default_directory`).
 
+        Chips are sealed under the key of `common.cache_key`, unless another sealer is given.
+
         Raises Refused if the directory or file belongs to, or can be read by, anyone else;
         StorageError if it cannot be created or is not a cache.
         """
@@ -103,7 +90,7 @@ class ChipCache:
             database.execute(
                 "CREATE TABLE IF NOT EXISTS chips (key BLOB PRIMARY KEY, sealed BLOB NOT NULL)"
             )
-        return cls(database, sealer or Checksum(), path)
+        return cls(database, sealer or CacheSealer.open(), path)
 
     def __enter__(self) -> Self:
         return self

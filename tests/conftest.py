@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.update({"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"})
+# Never the key, or the chips, of the person who runs the tests.
+os.environ["VEILFACE_CACHE_KEY"] = str(Path(tempfile.mkdtemp()) / "cache.key")
 
 import numpy as np
 import pytest

@@ -214,3 +214,48 @@ def test_the_environment_says_where_the_cache_lies(
     monkeypatch.setenv("VEILFACE_CACHE", str(tmp_path / "own"))
     with ChipCache.open() as cache:
         assert cache.path.parent == (tmp_path / "own").resolve()
+
+
+def test_the_cache_alone_shows_no_face(tmp_path: Path) -> None:
+    """Neither the chip's bytes nor a run of equal pixels can be found in the files."""
+    flat = np.full((20, 20, 3), 77, np.uint8)
+    with ChipCache.open(tmp_path / "c") as cache:
+        cache.write([(key(1), chip(1)), (key(2), flat)])
+    stored = b"".join(file.read_bytes() for file in (tmp_path / "c").iterdir())
+    assert chip(1).tobytes()[:32] not in stored
+    assert bytes([77]) * 8 not in stored
+
+
+def test_under_another_key_nothing_is_found_and_everything_can_be_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ChipCache.open(tmp_path / "c") as cache:
+        cache.write([(key(1), chip(1))])
+    monkeypatch.setenv("VEILFACE_CACHE_KEY", str(tmp_path / "k" / "other.key"))
+    with ChipCache.open(tmp_path / "c") as cache:
+        assert list(cache.read([key(1)])) == []
+        cache.write([(key(1), chip(1))])
+        assert len(list(cache.read([key(1)]))) == 1
+    assert stat.S_IMODE((tmp_path / "k" / "other.key").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(33)])
+def test_a_file_that_is_no_cache_key_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    path = tmp_path / "cache.key"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    monkeypatch.setenv("VEILFACE_CACHE_KEY", str(path))
+    with pytest.raises(Refused, match="not a cache key"):
+        ChipCache.open(tmp_path / "c")
+
+
+def test_a_cache_key_that_others_can_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEILFACE_CACHE_KEY", str(tmp_path / "cache.key"))
+    ChipCache.open(tmp_path / "c").close()
+    (tmp_path / "cache.key").chmod(0o640)
+    with pytest.raises(Refused, match="open to others"):
+        ChipCache.open(tmp_path / "c")
