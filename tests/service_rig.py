@@ -17,7 +17,7 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
-from client.calibration import Threshold
+from client.calibration import Purpose, Threshold
 from client.recognition import Recogniser
 from client.service.app import create_app
 from client.service.journal import Journal
@@ -88,9 +88,12 @@ class Site:
     def calibrate(self, value: float) -> None:
         """Pretend that a calibration gave this threshold for both purposes."""
         model = self.recogniser.model_id
-        for purpose in ("verify", "identify"):
+        purposes: tuple[tuple[Purpose, int], ...] = (("verify", 0), ("identify", 90))
+        for purpose, gallery in purposes:
             self.recogniser.use(
-                Threshold(purpose, 0.001, value, 0.0005, 0.002, 5000, 100, 90, model, "synthetic")
+                Threshold(
+                    purpose, 0.001, value, 0.0005, 0.002, 5000, 100, gallery, model, "synthetic"
+                )
             )
 
     def ask(

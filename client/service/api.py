@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request, Response, Security
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 
 from client.calibration import Purpose, Threshold
@@ -17,7 +18,7 @@ from client.service.answers import Declined
 from client.service.state import Service
 from client.service.tokens import Token
 from client.service.uploads import Form, read_form, subject_id
-from client.vault import LogEntry, SubjectInfo
+from client.vault import LogEntry, Receipt, SubjectInfo
 from common.errors import InputError, Refused
 
 router = APIRouter()
@@ -62,9 +63,9 @@ def _multipart(*required: str, top: bool = False) -> dict[str, Any]:
     }
 
 
-def _json(*one_of: str) -> dict[str, Any]:
-    properties = {name: {"type": "string"} for name in one_of}
-    schema = {"type": "object", "properties": properties, "minProperties": 1, "maxProperties": 1}
+def _json(*required: str) -> dict[str, Any]:
+    properties = {name: {"type": "string", "maxLength": 256} for name in required}
+    schema = {"type": "object", "required": list(required), "properties": properties}
     return _body("application/json", schema)
 
 
@@ -169,10 +170,9 @@ async def subjects(
     dependencies=[needs("erase")],
     openapi_extra=_json("subject"),
 )
-async def erase(request: Request) -> Response:
+async def erase(request: Request) -> Receipt:
     service, subject = service_of(request), await _subject_of(request)
-    receipt = await service.storage.run(partial(service.recogniser.vault.erase, subject))
-    return Response(receipt.to_json(), media_type="application/json")
+    return await service.storage.run(partial(service.recogniser.vault.erase, subject))
 
 
 @router.post(
@@ -225,6 +225,7 @@ async def log(
 @router.get(
     "/metrics",
     summary="Counters for Prometheus. Scope: admin.",
+    response_class=PlainTextResponse,
     dependencies=[needs("admin")],
 )
 async def counters(request: Request) -> Response:

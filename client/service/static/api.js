@@ -30,8 +30,10 @@ async function call(path, options = {}) {
   if (response.ok) return body;
   const [error, hint] = WORDS[response.status] ??
     [body?.error ?? `The service answered ${response.status}.`, body?.hint];
-  throw new ServiceError(response.status, error[0].toUpperCase() + error.slice(1), hint);
+  throw new ServiceError(response.status, sentence(error), sentence(hint ?? ""));
 }
+
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function form(fields) {
   const body = new FormData();

@@ -22,14 +22,14 @@ async function show() {
 function operation(all, path, method, one) {
   const [type, body] = Object.entries(one.requestBody?.content ?? {})[0] ?? [];
   const [status, answer] = Object.entries(one.responses).find(([code]) => code.startsWith("2"));
-  const schema = answer.content?.["application/json"]?.schema;
+  const [media, { schema } = {}] = Object.entries(answer.content ?? {})[0] ?? [];
   return h("article", { class: "operation" },
     h("h2", {}, h("span", { class: "method" }, method.toUpperCase()), " ", h("code", {}, path)),
     h("p", {}, one.summary),
     one.parameters?.length ? table("Query", ["Name", "Type", "Default"], one.parameters.map(
       (each) => [h("code", {}, each.name), kind(all, each.schema), String(each.schema.default ?? "")])) : null,
     body ? fields(all, `Body (${type})`, body.schema) : null,
-    fields(all, `Answer (${status})`, schema));
+    fields(all, `Answer (${status}, ${media})`, schema));
 }
 
 function fields(all, title, schema) {

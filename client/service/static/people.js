@@ -24,7 +24,7 @@ export async function show() {
     list().replaceChildren(subjects.length
       ? table(total === 1 ? "1 person" : `${total.toLocaleString()} persons`,
         ["Pseudonym", "Templates", "Enrolled", "Model"],
-        subjects.map((one) => [code(one.pseudonym), String(one.templates), one.created,
+        subjects.map((one) => [code(one.pseudonym), String(one.templates), h("span", { class: "date" }, one.created),
           one.stale ? h("strong", {}, "enrol again") : one.model_id.slice(0, 12)]))
       : h("p", { class: "empty" }, "Nobody is enrolled yet."));
   } catch (error) {

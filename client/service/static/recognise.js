@@ -57,7 +57,7 @@ function gallery(found) {
     h("ol", { class: "gallery" }, ...rows));
 }
 
-export const code = (text) => h("code", { class: "id" }, text);
+export const code = (text) => h("code", { class: "id", title: text }, text);
 
 export function facts(pairs) {
   return h("dl", {}, ...pairs.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
