@@ -8,7 +8,7 @@ one, and the next `rotate` goes on from there.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Table, bindparam, delete, insert, select, update
 
@@ -19,7 +19,7 @@ from common.errors import SealError
 from common.randomness import fresh_key
 from common.sealing import KeyLock, seal
 
-BATCH: Final = 500  # data keys in one transaction
+BATCH = 500  # data keys in one transaction
 
 
 def rotate(store: Store, new: KeyLock) -> None:

@@ -26,8 +26,8 @@ from common.randomness import fresh_key
 from common.sealing import open_sealed, open_sealed_into, seal
 from common.template import Layout, decode_values, encode_values
 
-ROWS: Final = 4096  # a shard is full at this many
-LOOSE: Final = 4096  # loose records that call for a new shard
+ROWS = 4096  # a shard is full at this many
+LOOSE = 4096  # loose records that call for a new shard
 PSEUDONYM: Final = 16  # bytes
 _HEADER: Final = struct.Struct("<BIIB")  # version, rows, dim, 8 bit
 _VERSION: Final = 1

@@ -1,0 +1,169 @@
+"""Killed 220 times at random: what the vault acknowledged is there, and nothing is half-sealed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.vault import Vault, rotation, shards, verify_log
+from common.errors import InputError, SealError
+from common.sealing import KeyFileLock
+from tests.vault_cases import MODEL, unit_rows
+
+KILLS = 220
+_FRESH_AFTER = 10  # kills; a small vault keeps looking quick
+_LONGEST_LIFE = 0.09  # seconds
+_ROWS = unit_rows(2)
+
+
+def _small() -> None:
+    """Shards of a few rows, so that a short life sees many of them."""
+    shards.LOOSE, shards.ROWS, rotation.BATCH = 6, 4, 3
+
+
+def _locks(folder: Path) -> tuple[KeyFileLock, KeyFileLock]:
+    return KeyFileLock(folder / "even.key"), KeyFileLock(folder / "odd.key")
+
+
+def _open(folder: Path) -> tuple[Vault, int]:
+    """Open a vault with whichever key it has; return also which of the two that is."""
+    for which, lock in enumerate(_locks(folder)):
+        try:
+            return Vault.open(str(folder / "vault.db"), lock), which
+        except SealError:
+            continue
+    raise AssertionError("neither the old nor the new key opens the vault")
+
+
+def _use_for_ever(folder: str, start: int) -> None:
+    """Enrol, erase, rotate and renew without end; say each before it starts and when it is done."""
+    _small()
+    dice, number, living = random.Random(start), start, list[int]()
+    vault, which = _open(Path(folder))
+    while True:
+        what = dice.random()
+        if what < 0.5 or not living:
+            number += 1
+            os.write(1, b"E%d\n" % number)
+            vault.enrol(f"person {number}", _ROWS, model_id=MODEL)
+            living.append(number)
+            os.write(1, b"e%d\n" % number)
+        elif what < 0.75:
+            gone = living.pop(dice.randrange(len(living)))
+            os.write(1, b"X%d\n" % gone)
+            vault.erase(f"person {gone}")
+            os.write(1, b"x%d\n" % gone)
+        elif what < 0.9:
+            os.write(1, b"R0\n")
+            which = 1 - which
+            vault.rotate_key(_locks(Path(folder))[which])
+            os.write(1, b"r%d\n" % which)
+        else:
+            os.write(1, b"N0\n")
+            vault.renew()
+            os.write(1, b"n0\n")
+
+
+def serve() -> None:
+    """Fork a user for each line of stdin; say its process id, and its end by an empty line."""
+    while line := sys.stdin.readline().strip():
+        start, folder = line.split(" ", 1)
+        child = os.fork()
+        if child == 0:
+            os.write(1, f"{os.getpid()}\n".encode())
+            _use_for_ever(folder, int(start))
+        os.waitpid(child, 0)
+        os.write(1, b"\n")
+
+
+@pytest.fixture
+def server() -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _told_before_a_kill(server: subprocess.Popen[bytes], delay: float) -> list[str]:
+    assert server.stdout is not None
+    user = int(server.stdout.readline())
+    time.sleep(delay)
+    os.kill(user, signal.SIGKILL)
+    told = []
+    while line := server.stdout.readline().decode().strip():
+        told.append(line)
+    return told
+
+
+def test_no_acknowledged_change_is_ever_lost_and_none_is_half_done(
+    server: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert server.stdin is not None
+    rng, folder, interrupted = random.Random(1), tmp_path, Counter[str]()
+    acknowledged, number = Counter[str](), 0
+    alive, dead = set[int](), set[int]()
+    for kill in range(KILLS):
+        if kill % _FRESH_AFTER == 0:
+            folder, alive, dead = tmp_path / f"site{kill}", set(), set()
+            folder.mkdir(mode=0o700)
+            even, _ = (KeyFileLock.create(lock.path) for lock in _locks(folder))
+            Vault.create(str(folder / "vault.db"), even, model_id=MODEL, dim=16).close()
+        server.stdin.write(f"{number} {folder}\n".encode())
+        told = _told_before_a_kill(server, rng.random() * _LONGEST_LIFE)
+        unsure = set[int]()
+        for word, who in ((line[0], int(line[1:])) for line in told):
+            number = max(number, who)
+            if word in "EX":
+                unsure.add(who)
+                alive.discard(who)
+            elif word in "ex":
+                unsure.discard(who)
+                (alive if word == "e" else dead).add(who)
+                acknowledged[word] += 1
+        if told and told[-1][0].isupper():
+            interrupted[told[-1][0]] += 1
+        vault, which = _open(folder)
+        with vault:
+            present = _present(vault, alive | dead | unsure)
+            assert alive <= present, "an acknowledged enrolment is gone"
+            assert not dead & present, "an acknowledged erasure came back"
+            assert present - alive <= unsure
+            alive = present
+            listed = vault.subjects()
+            assert len(listed) == len(alive) == vault.info.subjects
+            assert all(one.templates == 2 for one in listed), "half an enrolment"
+            assert len(vault.gallery().vectors) == 2 * len(alive)
+            vault.log()
+            if kill % 5 == 0:
+                vault.rotate_key(_locks(folder)[which])  # goes on with what was stopped
+        if kill % 5 == 1:
+            assert verify_log(str(folder / "vault.db")).ok
+    assert acknowledged["e"] > KILLS // 4, "the user never got far: nothing was tested"
+    assert all(interrupted[word] > 3 for word in "EXR"), interrupted
+
+
+def _present(vault: Vault, asked: set[int]) -> set[int]:
+    """Who is in the vault; each has both templates, and they score as the plain ones do."""
+    found, probe = set(), vault.protect(_ROWS)
+    for who in asked:
+        try:
+            rows = vault.templates(f"person {who}")
+        except InputError:
+            continue
+        np.testing.assert_allclose(rows @ probe.T, _ROWS @ _ROWS.T, atol=1e-5)
+        found.add(who)
+    return found
