@@ -1,8 +1,9 @@
 """Sealed bytes, and the locks that keep a vault's key.
 
 `seal` is AES-256-GCM (NIST SP 800-38D) under a fresh 96-bit nonce. Each data key seals a few
-messages only, so that nonces stay far below the 2^32 that the standard allows for one key. A `KeyLock` wraps the vault key itself; its three kinds are a
-passphrase, a key file and a transit service in the manner of HashiCorp Vault.
+messages only, so that nonces stay far below the 2^32 that the standard allows for one key. A
+`KeyLock` wraps the vault key itself; its three kinds are a passphrase, a key file and a transit
+service in the manner of HashiCorp Vault.
 """
 
 from __future__ import annotations

@@ -1,0 +1,257 @@
+"""Enrol, verify and identify people with the templates of a vault.
+
+Data flow one way: image -> portrait (face, chip, quality) -> checks -> embedding -> the vault's
+secret space -> score. A score alone decides nothing: without a calibrated threshold every decision
+is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.calibration import Purpose, Threshold
+from client.quality import Portrait, QualityLimits, faults, portrait
+from client.search import Index
+from client.vault import Gallery, Vault
+from common.backbones.weights import model_id
+from common.config import from_json, to_json
+from common.detection import Detector
+from common.embedding import frozen_rows
+from common.errors import ImageError, InputError, Refused
+from common.face import decode_image
+from common.network import Network
+
+# Looks at a chip before it is embedded and raises Refused: the place for a defence against printed
+# or replayed faces and adversarial patterns. None is built in yet.
+ChipCheck = Callable[[NDArray[np.uint8]], None]
+_MOST_CANDIDATES: Final = 100
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded image and what errors call it."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """What an enrolment did: the pseudonym, how many templates it added, and what to know of it."""
+
+    pseudonym: str
+    templates: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verification: accepted if `score`, a cosine, reaches the calibrated `threshold`."""
+
+    pseudonym: str
+    accepted: bool
+    score: float
+    threshold: float
+    fmr: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One person of the gallery and the best score of their templates."""
+
+    pseudonym: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Identification:
+    """The best candidates, best first; `accepted` is the first if it reaches the threshold."""
+
+    accepted: Candidate | None
+    candidates: tuple[Candidate, ...]
+    threshold: float
+    fpir: float
+    warnings: tuple[str, ...]
+
+
+class Recogniser:
+    """Recognises with one vault and one network; safe to call from threads.
+
+    Raises Refused where the network is not the one whose templates the vault holds.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        network: Network,
+        detector: Detector,
+        *,
+        limits: QualityLimits | None = None,
+        checks: Sequence[ChipCheck] = (),
+    ) -> None:
+        self.vault = vault
+        self.model_id = network_id(network)
+        self._network, self.detector = network, detector
+        self.chip = network.backbone.chip
+        self._limits, self._checks = limits or QualityLimits(), tuple(checks)
+        self._lock = Lock()
+        self._index: tuple[int, Gallery, Index] | None = None
+        if vault.info.model_id != self.model_id:
+            raise Refused(
+                f"the vault holds templates of model {vault.info.model_id[:12]}, "
+                f"this network is {self.model_id[:12]}",
+                hint="open it with its own model, or migrate the vault",
+            )
+
+    def enrol(self, subject: str, pictures: Sequence[Picture], *, force: bool = False) -> Enrolment:
+        """Add a person, or pictures of one who is there; durable when it returns.
+
+        Every picture must pass the quality limits unless `force`; a bad one enrols none of them.
+        Warns if someone else in the vault already looks like this person.
+        """
+        if not pictures:
+            raise InputError("no picture to enrol", hint="give at least one image")
+        found = [self._portrait(picture) for picture in pictures]
+        for picture, seen in zip(pictures, found, strict=True):
+            wrong = faults(seen.quality, self._limits)
+            if wrong and not force:
+                raise ImageError(
+                    f"{picture.name}: {'; '.join(wrong)}", hint="take another picture, or force it"
+                )
+        chips = np.stack([seen.chip for seen in found])
+        embeddings = self.embed(chips)
+        warnings = self._duplicates(subject, embeddings)
+        kept = chips if self.vault.info.keep_chips else None
+        pseudonym = self.vault.enrol(subject, embeddings, model_id=self.model_id, chips=kept)
+        return Enrolment(pseudonym, len(embeddings), warnings)
+
+    def verify(self, subject: str, picture: Picture) -> Decision:
+        """Is this picture of that person? Needs a threshold for verification."""
+        threshold = self.threshold("verify")
+        templates = self.vault.templates(subject, self.model_id)
+        probe = self.vault.protect(self.embed(self._portrait(picture).chip[None]))
+        score = float((templates @ probe[0]).max())
+        accepted, pseudonym = score >= threshold.value, self.vault.pseudonym(subject)
+        self.vault.record("verify", pseudonym, "accepted" if accepted else "rejected")
+        return Decision(pseudonym, accepted, score, threshold.value, threshold.target)
+
+    def identify(self, picture: Picture, candidates: int = 5) -> Identification:
+        """Who of the vault is this, if anyone? Needs a threshold for identification."""
+        if not 1 <= candidates <= _MOST_CANDIDATES:
+            raise InputError(f"ask for 1 to {_MOST_CANDIDATES} candidates, not {candidates}")
+        threshold = self.threshold("identify")
+        probe = self.vault.protect(self.embed(self._portrait(picture).chip[None]))
+        ranked = self._ranked(probe, candidates)
+        best = ranked[0] if ranked and ranked[0].score >= threshold.value else None
+        self.vault.record(
+            "identify", best.pseudonym if best else None, "accepted" if best else "rejected"
+        )
+        persons = len(self._searchable()[1].pseudonyms)
+        return Identification(
+            best, ranked, threshold.value, threshold.target, _outgrown(threshold, persons)
+        )
+
+    def embed(self, chips: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Chips [N, S, S, 3] that pass every check -> unit-norm embeddings [N, D]."""
+        for chip in chips:
+            for check in self._checks:
+                check(chip)
+        return self.embedding_of(self._network, chips)
+
+    @staticmethod
+    def embedding_of(network: Network, chips: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Chips [N, S, S, 3] -> a network's unit-norm embeddings [N, D], without any check."""
+        rows = frozen_rows(network.backbone, network.module, torch.from_numpy(chips))
+        embeddings: NDArray[np.float32] = rows.numpy()
+        return embeddings
+
+    def threshold(self, purpose: Purpose) -> Threshold:
+        """The calibrated threshold of this model; none: Refused."""
+        stored = self.vault.recall(_setting(purpose, self.model_id))
+        if stored is None:
+            raise Refused(
+                f"no threshold to {purpose} with: there is no default",
+                hint="run 'veilface template calibrate' on your own or on public pictures first",
+            )
+        return from_json(Threshold, stored.decode(), where="stored threshold")
+
+    def use(self, threshold: Threshold) -> None:
+        """Keep a calibrated threshold in the vault; of another model: Refused."""
+        if threshold.model_id != self.model_id:
+            raise Refused("the threshold was calibrated with another model")
+        name = _setting(threshold.purpose, self.model_id)
+        self.vault.remember(name, to_json(threshold).encode())
+
+    def _portrait(self, picture: Picture) -> Portrait:
+        image = decode_image(picture.data, name=picture.name)
+        return portrait(image, self.chip, self.detector, name=picture.name)
+
+    def _searchable(self) -> tuple[int, Gallery, Index]:
+        """The gallery and its index, opened again when the vault has changed."""
+        with self._lock:
+            generation = self.vault.generation
+            if self._index is None or self._index[0] != generation:
+                gallery = self.vault.gallery(self.model_id)
+                self._index = (generation, gallery, Index(gallery.vectors))
+            return self._index
+
+    def _ranked(self, probe: NDArray[np.float32], wanted: int) -> tuple[Candidate, ...]:
+        """The best persons for one probe [1, D]: rows are searched until there are enough."""
+        _, gallery, index = self._searchable()
+        total, rows = len(gallery.vectors), 4 * wanted
+        while True:
+            scores, found = index.search(probe, rows)
+            owners = gallery.owners[found[0]]
+            _, first = np.unique(owners, return_index=True)
+            if len(first) >= wanted or rows >= total:
+                break
+            rows *= 4
+        best = sorted(first.tolist())[:wanted]
+        return tuple(
+            Candidate(gallery.pseudonyms[owners[row]], float(scores[0, row])) for row in best
+        )
+
+    def _duplicates(self, subject: str, embeddings: NDArray[np.float32]) -> tuple[str, ...]:
+        """Who else of the vault scores above the verification threshold, if there is one."""
+        if self.vault.recall(_setting("verify", self.model_id)) is None:
+            return ()
+        limit, own = self.threshold("verify").value, self.vault.pseudonym(subject)
+        alike = {
+            other.pseudonym
+            for probe in self.vault.protect(embeddings)
+            for other in self._ranked(probe[None], 2)
+            if other.score >= limit and other.pseudonym != own
+        }
+        return tuple(f"looks like {name}, who is enrolled already" for name in sorted(alike))
+
+
+def network_id(network: Network) -> str:
+    """The digest that names a network's embeddings, 64 hex digits."""
+    return model_id(dict(network.module.state_dict()))
+
+
+def _outgrown(threshold: Threshold, persons: int) -> tuple[str, ...]:
+    if persons <= threshold.gallery:
+        return ()
+    return (
+        f"the threshold was calibrated for {threshold.gallery} persons and the vault has "
+        f"{persons}: strangers are accepted more often than {threshold.target:g}; calibrate again",
+    )
+
+
+def _setting(purpose: Purpose, model: str) -> str:
+    return f"threshold:{purpose}:{model}"
+
+
+def as_json(result: Enrolment | Decision | Identification | Threshold) -> str:
+    """A result as one JSON object."""
+    return json.dumps(dataclasses.asdict(result))

@@ -1,0 +1,309 @@
+"""`veilface template`: a vault from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from client.calibration import Threshold, for_identification, for_verification
+from client.recognition import Picture, Recogniser, network_id
+from client.vault import Vault
+from client.vault_options import (
+    NetworkChoice,
+    VaultOptions,
+    network_options,
+    new_vault,
+    recogniser,
+    vault_options,
+)
+from common.chip_cache import ChipCache
+from common.dataset import images_of, list_subjects, load_chips
+from common.errors import InputError
+from common.storage import write_private
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+@click.group()
+def template() -> None:
+    """Enrol, verify and identify people; templates lie encrypted in a vault."""
+
+
+@template.command()
+@vault_options
+@network_options
+@click.option("--eight-bit", is_flag=True, help="Store templates in a quarter of the space.")
+@click.option("--keep-chips", is_flag=True, help="Keep sealed pictures, to change models later.")
+@_JSON
+def init(
+    options: VaultOptions, choice: NetworkChoice, eight_bit: bool, keep_chips: bool, as_json: bool
+) -> None:
+    """Make a vault; --key-file is created if it is not there."""
+    with new_vault(options, choice, eight_bit=eight_bit, keep_chips=keep_chips) as vault:
+        _print(dataclasses.asdict(vault.info), as_json, f"vault {vault.info.vault_id} is ready")
+
+
+@template.command()
+@vault_options
+@click.argument("subject")
+@_IMAGES
+@click.option("--force", is_flag=True, help="Enrol pictures of poor quality too.")
+@_JSON
+def enrol(
+    options: VaultOptions, subject: str, images: tuple[Path, ...], force: bool, as_json: bool
+) -> None:
+    """Enrol SUBJECT with one or more IMAGES, or add images to a person who is there."""
+    with options.open() as vault:
+        done = recogniser(vault).enrol(subject, [_picture(path) for path in images], force=force)
+    for warning in done.warnings:
+        click.echo(f"Note: {warning}", err=True)
+    _print(
+        dataclasses.asdict(done), as_json, f"{done.pseudonym}: {done.templates} template(s) added"
+    )
+
+
+@template.command()
+@vault_options
+@click.argument("subject")
+@click.argument("image", type=click.Path(path_type=Path))
+@_JSON
+def verify(options: VaultOptions, subject: str, image: Path, as_json: bool) -> None:
+    """Is IMAGE of SUBJECT? Exit 0 if accepted, 1 if not."""
+    with options.open() as vault:
+        decision = recogniser(vault).verify(subject, _picture(image))
+    words = "accepted" if decision.accepted else "rejected"
+    _print(
+        dataclasses.asdict(decision),
+        as_json,
+        f"{words}: score {decision.score:.3f}, threshold {decision.threshold:.3f} "
+        f"(FMR {decision.fmr:g})",
+    )
+    if not decision.accepted:
+        raise click.exceptions.Exit(1)
+
+
+@template.command()
+@vault_options
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1, 100), default=5, show_default=True)
+@_JSON
+def identify(options: VaultOptions, image: Path, top: int, as_json: bool) -> None:
+    """Who is on IMAGE? Exit 0 if someone of the vault, 1 if a stranger."""
+    with options.open() as vault:
+        found = recogniser(vault).identify(_picture(image), top)
+    for warning in found.warnings:
+        click.echo(f"Note: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found)))
+    else:
+        table = Table(title=f"threshold {found.threshold:.3f} (FPIR {found.fpir:g})")
+        table.add_column("pseudonym")
+        table.add_column("score", justify="right")
+        for candidate in found.candidates:
+            table.add_row(candidate.pseudonym, f"{candidate.score:.3f}")
+        Console().print(table)
+        click.echo(found.accepted.pseudonym if found.accepted else "nobody of this vault")
+    if found.accepted is None:
+        raise click.exceptions.Exit(1)
+
+
+@template.command(name="list")
+@vault_options
+@_JSON
+def list_(options: VaultOptions, as_json: bool) -> None:
+    """List who is enrolled, by pseudonym."""
+    with options.open() as vault:
+        subjects, info = vault.subjects(), vault.info
+    if as_json:
+        rows = [dataclasses.asdict(subject) for subject in subjects]
+        click.echo(json.dumps({"info": dataclasses.asdict(info), "subjects": rows}, default=str))
+        return
+    table = Table(title=f"{info.subjects} persons, {info.templates} templates")
+    for column in ("pseudonym", "templates", "model", "enrolled", ""):
+        table.add_column(column)
+    for subject in subjects:
+        stale = "enrol again" if subject.stale else ""
+        table.add_row(
+            subject.pseudonym,
+            str(subject.templates),
+            subject.model_id[:12],
+            str(subject.created),
+            stale,
+        )
+    Console().print(table)
+
+
+@template.command()
+@vault_options
+@click.argument("subject")
+@click.option("--receipt", type=click.Path(path_type=Path), help="Write the signed receipt here.")
+def erase(options: VaultOptions, subject: str, receipt: Path | None) -> None:
+    """Destroy SUBJECT's key and templates for good, and print a signed receipt."""
+    with options.open() as vault:
+        text = vault.erase(subject).to_json()
+    if receipt is not None:
+        write_private(receipt, (text + "\n").encode())
+    click.echo(text)
+
+
+@template.command(name="rotate-key")
+@vault_options
+@click.option("--new-passphrase-file", type=click.Path(path_type=Path))
+@click.option("--new-key-file", type=click.Path(path_type=Path), help="Created if not there.")
+@click.option("--new-transit", metavar="URL/KEY")
+def rotate_key(
+    options: VaultOptions,
+    new_passphrase_file: Path | None,
+    new_key_file: Path | None,
+    new_transit: str | None,
+) -> None:
+    """Put everything under a new vault key; templates stay where they are."""
+    new = VaultOptions(options.where, new_passphrase_file, new_key_file, new_transit)
+    if new_passphrase_file is None and new_key_file is None and new_transit is None:
+        raise InputError(
+            "say what opens the vault from now on",
+            hint="--new-passphrase-file, --new-key-file or --new-transit",
+        )
+    with options.open() as vault:
+        vault.rotate_key(new.lock(create=True))
+    click.echo("the vault opens with the new key only")
+
+
+@template.command()
+@vault_options
+def renew(options: VaultOptions) -> None:
+    """Draw a new secret transform: a copy stolen before no longer matches this vault."""
+    with options.open() as vault:
+        vault.renew()
+    click.echo("all templates lie in a new secret space")
+
+
+@template.command()
+@vault_options
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Person folders.")
+@click.option("--fmr", type=float, help="For verification: false matches among strangers.")
+@click.option("--fpir", type=float, help="For identification: strangers taken for someone.")
+@click.option("--gallery", type=click.IntRange(min=1), help="Persons to expect in the vault.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Where aligned chips are kept.")
+@_JSON
+def calibrate(
+    options: VaultOptions,
+    data: Path,
+    fmr: float | None,
+    fpir: float | None,
+    gallery: int | None,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Set the thresholds from pictures of your own or a public set; there is no default."""
+    if fmr is None and fpir is None:
+        raise InputError("choose a rate", hint="--fmr to verify, --fpir to identify, or both")
+    with options.open() as vault:
+        engine = recogniser(vault)
+        embeddings, labels = _embedded(engine, data, cache)
+        known = {"model_id": engine.model_id, "source": data.name}
+        found: list[Threshold] = []
+        if fmr is not None:
+            found.append(for_verification(embeddings, labels, fmr, **known))
+        if fpir is not None:
+            persons = gallery or max(1, vault.info.subjects)
+            found.append(for_identification(embeddings, labels, fpir, persons, **known))
+        for threshold in found:
+            engine.use(threshold)
+    if as_json:
+        click.echo(json.dumps({t.purpose: dataclasses.asdict(t) for t in found}))
+        return
+    for t in found:
+        rate = "FMR" if t.purpose == "verify" else f"FPIR among {t.gallery}"
+        click.echo(
+            f"to {t.purpose}: threshold {t.value:.4f}, {rate} {t.target:g} "
+            f"(95% interval {t.low:.2g} to {t.high:.2g}; {t.comparisons:,} comparisons, "
+            f"{t.persons:,} persons)"
+        )
+
+
+@template.command()
+@vault_options
+@network_options
+@_JSON
+def migrate(options: VaultOptions, choice: NetworkChoice, as_json: bool) -> None:
+    """Move the vault to another network; who has no kept pictures must enrol again."""
+    network = choice.network()
+    with options.open() as vault:
+        moved = vault.change_model(
+            network_id(network),
+            lambda chips: Recogniser.embedding_of(network, chips),
+        )
+        choice.keep(vault)
+    _print(dataclasses.asdict(moved), as_json, str(moved))
+
+
+@template.command()
+@vault_options
+@click.argument("file", type=click.Path(path_type=Path))
+def export(options: VaultOptions, file: Path) -> None:
+    """Write a sealed backup to FILE, under the same lock."""
+    with options.open() as vault:
+        vault.export(file, options.lock())
+    click.echo(str(file))
+
+
+@template.command(name="import")
+@vault_options
+@click.argument("file", type=click.Path(path_type=Path))
+def import_(options: VaultOptions, file: Path) -> None:
+    """Make a vault from the sealed backup FILE, under the lock it was written with."""
+    lock = options.lock()
+    with Vault.import_(file, lock, options.where, lock) as vault:
+        click.echo(f"vault {vault.info.vault_id}: {vault.info.subjects} persons")
+
+
+@template.command()
+@vault_options
+@_JSON
+def log(options: VaultOptions, as_json: bool) -> None:
+    """Show the operation log: what was done, to whom by pseudonym, and how it ended."""
+    with options.open() as vault:
+        entries = [dataclasses.asdict(entry) for entry in vault.log()]
+    if as_json:
+        click.echo(json.dumps(entries, default=str))
+        return
+    table, columns = Table(), ("time", "operation", "pseudonym", "outcome")
+    for name in columns:
+        table.add_column(name)
+    for entry in entries:
+        table.add_row(
+            *(str(entry[name] or "") for name in ("time", "operation", "pseudonym", "outcome"))
+        )
+    Console().print(table)
+
+
+def _picture(path: Path) -> Picture:
+    try:
+        return Picture(str(path), path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _embedded(engine: Recogniser, data: Path, cache: Path | None) -> tuple[Any, Any]:
+    """Embeddings [N, D] and subject numbers [N] of a folder of persons."""
+    subjects = list_subjects(data, at_least=2)
+    with ChipCache.open(cache) as opened:
+        loaded = load_chips(
+            images_of(subjects), spec=engine.chip, detector=engine.detector, cache=opened
+        )
+    if len(loaded.chips) == 0:
+        raise InputError(f"no usable face in {data}")
+    return engine.embed(loaded.chips), np.asarray(loaded.labels(subjects), dtype=np.int64)
+
+
+def _print(values: dict[str, Any], as_json: bool, words: str) -> None:
+    click.echo(json.dumps(values, default=str) if as_json else words)

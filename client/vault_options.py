@@ -1,0 +1,171 @@
+"""The options that open a vault, the same for every command that needs one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from client.recognition import Recogniser, network_id
+from client.vault import Vault
+from common.config import from_json, to_json
+from common.detection import Detector, DlibDetector, YuNetDetector
+from common.errors import InputError
+from common.network import Network, open_network
+from common.sealing import KeyFileLock, KeyLock, PassphraseLock, TransitLock
+
+PASSPHRASE_VARIABLE = "VEILFACE_PASSPHRASE"
+TOKEN_VARIABLE = "VEILFACE_TRANSIT_TOKEN"
+_NETWORK = "network"
+
+
+@dataclass(frozen=True)
+class VaultOptions:
+    """Where a vault lies and what opens it."""
+
+    where: str
+    passphrase_file: Path | None
+    key_file: Path | None
+    transit: str | None
+
+    def lock(self, *, create: bool = False) -> KeyLock:
+        """The lock they name: key file, transit service, or a passphrase from file, environment
+        or, on a terminal, the keyboard. With `create` a missing key file is made."""
+        if (
+            sum(
+                option is not None for option in (self.passphrase_file, self.key_file, self.transit)
+            )
+            > 1
+        ):
+            raise InputError("give one of --passphrase-file, --key-file and --transit")
+        if self.key_file is not None:
+            if create and not self.key_file.exists():
+                return KeyFileLock.create(self.key_file)
+            return KeyFileLock(self.key_file)
+        if self.transit is not None:
+            url, _, name = self.transit.rpartition("/")
+            token = os.environ.get(TOKEN_VARIABLE, "")
+            if not url or not name or not token:
+                raise InputError("--transit is URL/KEY-NAME, with the token in " + TOKEN_VARIABLE)
+            return TransitLock(url, token, name)
+        return PassphraseLock(self._passphrase(confirm=create))
+
+    def _passphrase(self, *, confirm: bool) -> str:
+        if self.passphrase_file is not None:
+            try:
+                return self.passphrase_file.read_text(encoding="utf-8").rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"cannot read {self.passphrase_file}: {error}") from error
+        if os.environ.get(PASSPHRASE_VARIABLE):
+            return os.environ[PASSPHRASE_VARIABLE]
+        if sys.stdin.isatty():
+            entered: str = click.prompt(
+                "Passphrase", hide_input=True, confirmation_prompt=confirm, err=True
+            )
+            return entered
+        raise InputError(
+            "the vault needs a key",
+            hint=f"--passphrase-file, --key-file, --transit, or {PASSPHRASE_VARIABLE}",
+        )
+
+    def open(self) -> Vault:
+        """Open the vault."""
+        return Vault.open(self.where, self.lock())
+
+
+def vault_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a vault, as one argument `options`."""
+
+    @click.option(
+        "--vault", "where", required=True, metavar="PATH|URL", help="SQLite or PostgreSQL."
+    )
+    @click.option("--passphrase-file", type=click.Path(path_type=Path))
+    @click.option("--key-file", type=click.Path(path_type=Path))
+    @click.option("--transit", metavar="URL/KEY", help=f"Key service; token in {TOKEN_VARIABLE}.")
+    @functools.wraps(command)
+    def with_options(
+        where: str,
+        passphrase_file: Path | None,
+        key_file: Path | None,
+        transit: str | None,
+        **others: Any,
+    ) -> Any:
+        return command(VaultOptions(where, passphrase_file, key_file, transit), **others)
+
+    return with_options
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """What embeds the faces of a vault, kept sealed in it: paths are those of this machine."""
+
+    backbone: str | None
+    weights: Path | None
+    model: Path | None
+    yunet: Path | None
+
+    def network(self) -> Network:
+        """Load the network."""
+        return open_network(self.backbone, self.weights, self.model)
+
+    def detector(self) -> Detector:
+        """The detector that goes with it."""
+        return DlibDetector() if self.yunet is None else YuNetDetector(self.yunet)
+
+    def keep(self, vault: Vault) -> None:
+        """Remember the choice in the vault."""
+        vault.remember(_NETWORK, to_json(self).encode())
+
+
+def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a network, as one argument `choice`."""
+
+    @click.option("--backbone", help="A public backbone [default: dlib-resnet].")
+    @click.option("--weights", type=click.Path(path_type=Path, resolve_path=True))
+    @click.option("--model", type=click.Path(path_type=Path, resolve_path=True), help="Of a run.")
+    @click.option("--yunet", type=click.Path(path_type=Path, resolve_path=True), help="Detector.")
+    @functools.wraps(command)
+    def with_options(
+        *arguments: Any,
+        backbone: str | None,
+        weights: Path | None,
+        model: Path | None,
+        yunet: Path | None,
+        **others: Any,
+    ) -> Any:
+        choice = NetworkChoice(backbone, weights, model, yunet)
+        return command(*arguments, choice, **others)
+
+    return with_options
+
+
+def recogniser(vault: Vault) -> Recogniser:
+    """The recogniser of a vault with the network that was chosen for it."""
+    stored = vault.recall(_NETWORK)
+    if stored is None:
+        raise InputError("the vault names no network", hint="make it with 'veilface template init'")
+    choice = from_json(NetworkChoice, stored.decode(), where="stored network")
+    return Recogniser(vault, choice.network(), choice.detector())
+
+
+def new_vault(
+    options: VaultOptions, choice: NetworkChoice, *, eight_bit: bool, keep_chips: bool
+) -> Vault:
+    """Create a vault for a network."""
+    network = choice.network()
+    vault = Vault.create(
+        options.where,
+        options.lock(create=True),
+        model_id=network_id(network),
+        dim=network.backbone.dim,
+        eight_bit=eight_bit,
+        keep_chips=keep_chips,
+    )
+    choice.keep(vault)
+    return vault

@@ -1,0 +1,159 @@
+"""Recognition on real faces with a real vault: who is who, who is nobody, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from client.calibration import for_identification, for_verification
+from client.recognition import Picture, Recogniser, network_id
+from client.vault import Vault
+from common.dataset import images_of, list_subjects, load_chips
+from common.detection import DlibDetector
+from common.errors import ImageError, InputError, Refused
+from common.network import Network, public_network
+from common.sealing import KeyFileLock
+
+LFW = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "lfw" / "images"
+pytestmark = pytest.mark.skipif(not LFW.is_dir(), reason="LFW is not in ../shared")
+ENROLLED = ("Ariel_Sharon", "Colin_Powell", "Gerhard_Schroeder", "Serena_Williams")
+STRANGERS = ("Hugo_Chavez", "Jennifer_Capriati", "Tony_Blair")
+
+
+def pictures(person: str, first: int, count: int) -> list[Picture]:
+    names = [f"{person}_{number:04d}.jpg" for number in range(first, first + count)]
+    return [Picture(name, (LFW / person / name).read_bytes()) for name in names]
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return public_network("dlib-resnet", None)
+
+
+@pytest.fixture(scope="module")
+def public(network: Network) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Embeddings of 120 other persons with two images each, to calibrate on."""
+    used = {*ENROLLED, *STRANGERS}
+    folders = [s for s in list_subjects(LFW) if len(s.images) >= 2 and s.name not in used][::14]
+    folders = [dataclasses.replace(folder, images=folder.images[:2]) for folder in folders[:120]]
+    loaded = load_chips(
+        images_of(folders), spec=network.backbone.chip, detector=DlibDetector(), cache=None
+    )
+    labels = np.asarray(loaded.labels(folders), dtype=np.int64)
+    return Recogniser.embedding_of(network, loaded.chips), labels
+
+
+@pytest.fixture
+def engine(network: Network, tmp_path: Path) -> Iterator[Recogniser]:
+    lock = KeyFileLock.create(tmp_path / "key")
+    where = str(tmp_path / "vault" / "site.db")
+    with Vault.create(where, lock, model_id=network_id(network), dim=128) as vault:
+        yield Recogniser(vault, network, DlibDetector())
+
+
+def calibrated(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]], gallery: int = 4
+) -> Recogniser:
+    known = (engine.model_id, "lfw")
+    engine.use(for_verification(*public, 1e-3, model_id=known[0], source=known[1]))
+    engine.use(for_identification(*public, 0.05, gallery, model_id=known[0], source=known[1]))
+    return engine
+
+
+def filled(engine: Recogniser) -> Recogniser:
+    for person in ENROLLED:
+        engine.enrol(person, pictures(person, 1, 2), force=True)
+    return engine
+
+
+def test_people_are_accepted_as_themselves_and_not_as_others(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]]
+) -> None:
+    filled(calibrated(engine, public))
+    for person in ENROLLED:
+        (probe,) = pictures(person, 4, 1)
+        accepted = {name: engine.verify(name, probe).accepted for name in ENROLLED}
+        assert accepted == {name: name == person for name in ENROLLED}
+
+
+def test_identification_ranks_the_right_person_first_and_takes_no_stranger(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]]
+) -> None:
+    filled(calibrated(engine, public))
+    for person in ENROLLED:
+        found = engine.identify(pictures(person, 5, 1)[0], 3)
+        assert found.accepted is not None
+        assert found.accepted.pseudonym == engine.vault.pseudonym(person)
+        assert len(found.candidates) == 3
+        assert list(found.candidates) == sorted(found.candidates, key=lambda c: -c.score)
+    for person in STRANGERS:
+        assert engine.identify(pictures(person, 1, 1)[0]).accepted is None
+
+
+def test_without_a_threshold_nobody_is_accepted_or_rejected(engine: Recogniser) -> None:
+    filled(engine)
+    (probe,) = pictures(ENROLLED[0], 4, 1)
+    with pytest.raises(Refused, match="no threshold to verify"):
+        engine.verify(ENROLLED[0], probe)
+    with pytest.raises(Refused, match="no threshold to identify"):
+        engine.identify(probe)
+
+
+def test_a_vault_of_another_model_is_refused(engine: Recogniser) -> None:
+    with pytest.raises(Refused, match="templates of model"):
+        Recogniser(engine.vault, public_network("lenet", None), DlibDetector())
+
+
+def test_one_bad_picture_enrols_none(engine: Recogniser) -> None:
+    good, bad = pictures(ENROLLED[0], 1, 1)[0], Picture("noise.png", b"not an image")
+    for wrong in (bad, Picture("empty.jpg", b"")):
+        with pytest.raises(ImageError):
+            engine.enrol(ENROLLED[0], [good, wrong], force=True)
+    assert engine.vault.info.templates == 0
+    with pytest.raises(InputError, match="no picture"):
+        engine.enrol(ENROLLED[0], [])
+
+
+def test_enrolling_a_known_face_under_another_name_warns(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]]
+) -> None:
+    filled(calibrated(engine, public))
+    twin = engine.enrol("somebody else", pictures("Colin_Powell", 6, 1), force=True)
+    assert [engine.vault.pseudonym("Colin_Powell") in w for w in twin.warnings] == [True]
+    again = engine.enrol("Ariel_Sharon", pictures("Ariel_Sharon", 6, 1), force=True)
+    assert again.warnings == ()
+
+
+def test_an_erased_person_is_a_stranger_at_once(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]]
+) -> None:
+    filled(calibrated(engine, public))
+    (probe,) = pictures("Colin_Powell", 4, 1)
+    assert engine.identify(probe).accepted is not None
+    engine.vault.erase("Colin_Powell")
+    assert engine.identify(probe).accepted is None
+    with pytest.raises(InputError):
+        engine.verify("Colin_Powell", probe)
+
+
+def test_a_vault_that_outgrew_its_calibration_says_so(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]]
+) -> None:
+    filled(calibrated(engine, public, gallery=3))
+    found = engine.identify(pictures("Colin_Powell", 4, 1)[0])
+    assert any("calibrated for 3 persons and the vault has 4" in w for w in found.warnings)
+
+
+def test_a_check_between_face_and_embedding_can_refuse(engine: Recogniser) -> None:
+    def printed(chip: NDArray[np.uint8]) -> None:
+        raise Refused("this looks like a printed face")
+
+    guarded = Recogniser(engine.vault, engine._network, DlibDetector(), checks=(printed,))
+    with pytest.raises(Refused, match="printed face"):
+        guarded.enrol(ENROLLED[0], pictures(ENROLLED[0], 1, 1), force=True)
+    assert engine.vault.info.templates == 0

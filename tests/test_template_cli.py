@@ -1,0 +1,144 @@
+"""`veilface template` from the command line: a vault, a person, a decision, an erasure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.cli import main
+
+LFW = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "lfw" / "images"
+needs_lfw = pytest.mark.skipif(not LFW.is_dir(), reason="LFW is not in ../shared")
+Outcome = tuple[int, str, str]
+Run = Callable[..., Outcome]
+PERSON = "Colin_Powell"
+
+
+def image(number: int, person: str = PERSON) -> Path:
+    return LFW / person / f"{person}_{number:04d}.jpg"
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> Run:
+    """Run a sub-command on the vault of this test; return code, stdout and stderr."""
+    monkeypatch.delenv("VEILFACE_PASSPHRASE", raising=False)
+
+    def of(command: str, *arguments: object, key: str = "key") -> Outcome:
+        place = ["--vault", tmp_path / "v" / "site.db", "--key-file", tmp_path / key]
+        with pytest.raises(SystemExit) as exit_:
+            main([str(part) for part in ("template", command, *place, *arguments)])
+        printed = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code, printed.out, printed.err
+
+    return of
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Path:
+    """A folder of 60 other persons with two images each."""
+    root = tmp_path / "public"
+    chosen = [p for p in sorted(LFW.iterdir()) if p.is_dir() and p.name != PERSON]
+    for person in [p for p in chosen if len(list(p.iterdir())) >= 2][::25][:60]:
+        (root / person.name).mkdir(parents=True)
+        for file in sorted(person.iterdir())[:2]:
+            (root / person.name / file.name).symlink_to(file)
+    return root
+
+
+@needs_lfw
+def test_a_walk_from_an_empty_vault_to_an_erased_person(
+    run: Run, tmp_path: Path, public: Path
+) -> None:
+    assert run("init")[0] == 0
+    code, out, err = run("enrol", PERSON, image(1), image(2), "--force", "--json")
+    assert code == 0, err
+    pseudonym = json.loads(out)["pseudonym"]
+    assert PERSON not in out
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for person in public.iterdir():
+        (copied / person.name).mkdir()
+        for file in person.iterdir():
+            (copied / person.name / file.name).write_bytes(file.read_bytes())
+    code, out, err = run(
+        "calibrate", "--data", copied, "--fmr", 1e-3, "--fpir", 0.06, "--cache", tmp_path / "c",
+        "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["verify"]["low"] <= 1e-3 * 2
+    assert 0.8 < found["identify"]["value"] < 1.0
+
+    code, out, _ = run("verify", PERSON, image(4))
+    assert (code, out.split(":")[0]) == (0, "accepted")
+    code, out, _ = run("verify", PERSON, image(1, "Serena_Williams"))
+    assert (code, out.split(":")[0]) == (1, "rejected")
+    code, out, _ = run("identify", image(5), "--json")
+    assert code == 0
+    assert json.loads(out)["accepted"]["pseudonym"] == pseudonym
+    code, out, _ = run("identify", image(1, "Hugo_Chavez"))
+    assert code == 1
+    assert "nobody of this vault" in out
+
+    assert pseudonym in run("list")[1]
+    code, out, _ = run("erase", PERSON, "--receipt", tmp_path / "receipt.json")
+    assert code == 0
+    assert json.loads(out) == json.loads((tmp_path / "receipt.json").read_text())
+    assert PERSON not in out
+    assert run("verify", PERSON, image(4))[0] == 2
+    code, out, _ = run("log", "--json")
+    assert [entry["operation"] for entry in json.loads(out)][:2] == ["enrol", "verify"]
+    assert PERSON not in out
+
+
+@needs_lfw
+def test_the_key_can_be_changed_and_the_old_one_opens_nothing(run: Run, tmp_path: Path) -> None:
+    run("init")
+    run("enrol", PERSON, image(1), "--force")
+    assert run("rotate-key", "--new-key-file", tmp_path / "new")[0] == 0
+    code, _, err = run("list")
+    assert code == 3
+    assert "key" in err
+    assert "1 persons" in run("list", key="new")[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        ("list", (), "does not exist|no vault|cannot"),
+        ("enrol", ("x", "no-such.jpg"), "does not exist|no vault|cannot"),
+        ("calibrate", ("--data", "x"), "choose a rate"),
+        ("rotate-key", (), "opens the vault from now on"),
+        ("identify", ("x.jpg", "--top", "0"), "--top"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    run: Run, command: str, arguments: tuple[object, ...], words: str
+) -> None:
+    code, out, err = run(command, *arguments)
+    assert code == 2
+    assert not out
+    assert len(err.strip().splitlines()) == 1
+    assert any(word in err for word in words.split("|")), err
+
+
+def test_two_keys_at_once_or_none_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VEILFACE_PASSPHRASE", raising=False)
+    base = ["template", "list", "--vault", str(tmp_path / "v.db")]
+    for extra, words in (
+        (["--key-file", "a", "--passphrase-file", "b"], "give one of"),
+        ([], "needs a key"),
+        (["--transit", "nonsense"], "URL/KEY-NAME"),
+        (["--passphrase-file", str(tmp_path / "none")], "cannot read"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main([*base, *extra])
+        assert exit_.value.code == 2
+        assert words in capsys.readouterr().err
