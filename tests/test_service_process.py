@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
 import json
@@ -26,7 +27,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from client.serve_cli import serve, token
+from client.service.load import load
 from client.service.server import Listen, is_loopback
+from client.service.tokens import SCOPES
 from common.errors import InputError, Refused, VeilfaceError
 from tests.service_rig import CANARY, Site, faces, new_site
 
@@ -109,6 +112,18 @@ def _raw(client: httpx.Client, request: bytes) -> bytes:
             return line.recv(4096)[9:12]
         except ConnectionError:
             return b""
+
+
+def test_no_acknowledged_enrolment_is_lost_among_many_clients(tmp_path: Path) -> None:
+    with new_site(tmp_path) as site:
+        site.calibrate(0.99)
+        text = site.token(*SCOPES)
+        with _running(site) as (client, _):
+            address, pictures = str(client.base_url), list(faces())
+            report = asyncio.run(load(address, text, pictures, clients=8, seconds=2))
+        assert report.failures == {} and report.lost == 0
+        assert report.enrolled == site.vault.info.subjects > 0
+        assert {case.name for case in report.cases} == {"enrol", "verify", "identify"}
 
 
 def test_over_tls_the_same_service_answers(site: Site, tmp_path: Path) -> None:
