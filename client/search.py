@@ -30,7 +30,7 @@ class Index:
     """The rows of a gallery, ready to be searched from many threads at once.
 
     Memory a row of D floats: 4 D bytes, the caller's own array, kept and not copied where it is
-    contiguous (do not change it); with `eight_bit` 2 D + 4 bytes of its own: D are read for every
+    contiguous (do not change it); with `eight_bit` 2 D + 8 bytes of its own: D are read for every
     row, the other D, which make the numbers 16-bit, only for candidates.
 
     Args:

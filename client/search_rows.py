@@ -29,7 +29,7 @@ ROWS_AT_ONCE = 1 << 14
 class Coarse:
     """The coarse pass for some probes: `score(start, stop, out)` fills out [Q, stop - start].
 
-    `bound` [Q] is how far each probe's scores may be from the true ones, in the unit of its scores.
+    They are the true scores, less a number of each probe's own, within `bound` [Q].
     """
 
     bound: Floats
@@ -65,46 +65,68 @@ class SingleRows:
 
 
 class ByteRows:
-    """Rows in two bytes a number: row = scale * (high + low / 254), |high| <= levels."""
+    """Rows in two bytes a number: row = mean + scale * (high + low / 254), |high| <= levels.
+
+    The gallery's mean is taken off first. Embeddings of many networks share most of their
+    direction: their scores differ little, and bytes spent on what they share would miss it.
+    """
 
     def __init__(self, rows: Floats) -> None:
         self._levels = _levels(rows.shape[1])
+        total = rows.sum(axis=0, dtype=np.float64)
+        self._mean = (total / max(1, len(rows))).astype(np.float32)
         self._scale = np.empty(len(rows), dtype=np.float32)
+        self._along = np.empty(len(rows), dtype=np.float32)  # (row - mean) mean
         self._high = np.empty(rows.shape, dtype=np.int8)
         self._low = np.empty(rows.shape, dtype=np.int8)
-        self._error = 0.0  # largest distance between a row and its high byte alone
+        self._longest = 0.0  # largest |row - mean|
+        self._error = 0.0  # largest distance between a row and its high bytes alone
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = slice(start, start + ROWS_AT_ONCE)
-            self._scale[some], self._high[some], rest = _rounded(rows[some], self._levels)
+            self._scale[some], self._high[some], rest = _rounded(
+                rows[some] - self._mean, self._levels
+            )
             self._low[some] = np.rint(rest * FINER)
-            error = np.linalg.norm(self._low[some] / np.float32(FINER), axis=1) * self._scale[some]
-            self._error = max(self._error, float(error.max()))
+            kept = self.wide(np.arange(len(rows))[some]) - self._mean
+            lost = kept - self._scale[some, None] * self._high[some].astype(np.float64)
+            self._along[some] = kept @ self._mean
+            self._longest = max(self._longest, float(np.linalg.norm(kept, axis=1).max()))
+            self._error = max(self._error, float(np.linalg.norm(lost, axis=1).max()))
         self._tensor = torch.from_numpy(self._high)
-        self.nbytes = self._high.nbytes + self._low.nbytes + self._scale.nbytes
+        self.nbytes = sum(a.nbytes for a in (self._high, self._low, self._scale, self._along))
 
     def coarse(self, probes: Floats) -> Coarse:
-        """Dot products of the high bytes: |xq - x'q'| <= |x - x'| |q'| + |x| |q - q'|."""
-        scale, whole, rest = _rounded(probes, self._levels)
+        """Return scores less m q: x q = (x - m)(q - m) + (x - m) m + m q, with m the mean.
+
+        Of the first term only high bytes x', q' are multiplied, and with x and q less the mean
+        |x q - x' q'| <= |x - x'| |q'| + |x| |q - q'|.
+        """
+        scale, whole, rest = _rounded(probes - self._mean, self._levels)
         queries = torch.from_numpy(whole).t()
         length = np.linalg.norm(whole.astype(np.float32), axis=1) * scale
         error = np.linalg.norm(rest, axis=1) * scale
-        longest = 1 + 2 * NORM_TOLERANCE
-        bound = self._error * length + longest * error + _rounding(probes.shape[1])
+        bound = self._error * length + self._longest * error + 2 * _rounding(probes.shape[1])
 
         def score(start: int, stop: int, out: Floats) -> None:
             out[:] = torch._int_mm(self._tensor[start:stop], queries).numpy().T
             out *= self._scale[start:stop]
+            out *= scale[:, None]
+            out += self._along[start:stop]
 
-        return Coarse((bound / scale).astype(np.float32), score)
+        return Coarse(bound.astype(np.float32), score)
 
     def wide(self, row: Rows) -> NDArray[np.float64]:
         """Return these rows [n, D] in float64."""
-        return self._scale[row, None] * (self._high[row] + self._low[row] / float(FINER))
+        fine = self._high[row] + self._low[row] / float(FINER)
+        fine *= self._scale[row, None]
+        fine += self._mean
+        return fine
 
 
 def _rounded(rows: Floats, levels: int) -> tuple[Floats, NDArray[np.int8], Floats]:
     """Return scale [n], whole and rest [n, D]: rows = scale (whole + rest), |rest| <= 1/2."""
     scale = np.abs(rows).max(axis=1) / np.float32(levels)
+    scale[scale < 1e-30] = 1  # a row of zeros, as the mean of one row leaves it
     steps = rows / scale[:, None]
     whole = np.rint(steps)
     return scale, whole.astype(np.int8), steps - whole

@@ -200,6 +200,15 @@ def test_8_bit_finds_what_float32_finds_among_clusters() -> None:
     assert recall(random_rows(30_000, 128, 20), random_rows(50, 128, 21), 10) >= 0.999
 
 
+@pytest.mark.parametrize("shared", [1.0, 2.0, 5.0, 50.0])
+def test_8_bit_finds_what_float32_finds_among_rows_that_share_a_direction(shared: float) -> None:
+    noise = np.random.default_rng(24)
+    centre = shared * random_rows(1, 128, 25).astype(np.float64)
+    rows = unit(centre + noise.standard_normal((20_000, 128)) / 128**0.5)
+    probes = unit(centre + noise.standard_normal((40, 128)) / 128**0.5)
+    assert recall(rows, probes, 10) >= 0.99
+
+
 def test_8_bit_scores_are_true_to_16_bits() -> None:
     rows, probes = clustered_rows(500, 10, 128, 22), random_rows(20, 128, 23)
     scores, found = Index(rows, eight_bit=True).search(probes, 10)
