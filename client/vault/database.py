@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from client.vault import schema
 from common.errors import InputError, SealError, StorageError
@@ -169,10 +169,13 @@ def _named_errors() -> Iterator[None]:
     """Turn the drivers' errors into ours: a damaged file, or a disk or server that says no."""
     try:
         yield
-    except DBAPIError as error:
-        text = str(error.orig)
-        if isinstance(error, OperationalError) and not any(word in text for word in _DAMAGED):
-            raise StorageError(f"the vault's storage failed: {text.strip()}") from error
-        raise SealError(f"the vault's tables are damaged: {text.strip()}") from error
-    except SQLAlchemyError as error:
+    except (DBAPIError, sqlite3.Error) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        text, name = str(cause).strip(), type(cause).__name__
+        if name != "OperationalError" or any(word in text for word in _DAMAGED):
+            raise SealError(f"the vault's tables are damaged: {text}") from error
+        raise StorageError(
+            f"the vault's storage failed: {text}", hint="nothing was half-written"
+        ) from error
+    except (SQLAlchemyError, UnicodeDecodeError, OverflowError) as error:
         raise SealError("the vault's tables are damaged") from error

@@ -1,9 +1,6 @@
 """What a vault knows about itself, sealed: its secrets, its models, and which rows belong to it.
 
-Each table's rows are vouched for by one 128-bit sum over a secret function of their ids, since a
-row is written once under an id that is never used again and its content is bound to that id. A row
-that was taken away, put back or copied in changes the sum. The sum is kept secret, so that no other
-set of rows with the same sum can be looked for.
+`sums` has one number for each table, which vouches for its set of rows (see `census`).
 """
 
 from __future__ import annotations
@@ -11,23 +8,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import secrets
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from client.vault.census import NO_ROWS, Sum
 from common.errors import SealError
 from common.randomness import derive_key, fresh_key
 
 FORMAT: Final = 1
-_MASK: Final = (1 << 64) - 1
-NO_ROWS: Final = (0, 0)
 NO_LOG: Final = "0" * 64
-
-Sum = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -106,24 +97,6 @@ class Manifest:
 
 
 _SECRET: Final = ("master", "transform_seed", "signing_key")
-
-
-def sum_rows(manifest: Manifest, table: str, ids: Iterable[int]) -> Sum:
-    """Return the sum of AES(table's key, id) over row ids, in two lanes modulo 2^64."""
-    numbers = np.fromiter(ids, dtype=np.int64)
-    if not numbers.size:
-        return NO_ROWS
-    blocks = np.zeros((numbers.size, 2), dtype="<i8")
-    blocks[:, 0] = numbers
-    cipher = Cipher(algorithms.AES(manifest.key(f"rows of {table}")), modes.ECB())
-    lanes = np.frombuffer(cipher.encryptor().update(blocks.tobytes()), dtype="<u8").reshape(-1, 2)
-    total = lanes.sum(axis=0, dtype=np.uint64)
-    return int(total[0]), int(total[1])
-
-
-def add(left: Sum, right: Sum, sign: int = 1) -> Sum:
-    """Return left + right, or left - right with `sign` -1."""
-    return (left[0] + sign * right[0]) & _MASK, (left[1] + sign * right[1]) & _MASK
 
 
 def associated(vault_id: str, *parts: str | int) -> bytes:

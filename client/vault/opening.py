@@ -51,6 +51,8 @@ def open_store(where: str, lock: KeyLock) -> Store:
         if vault is None or not isinstance(vault.vault_id, str):
             raise SealError("the vault has no manifest", hint="it was never finished, or damaged")
         store = Store(database, vault.vault_id, _unlock(vault.vault_id, rows, lock))
+        if vault.key not in store.keys:
+            raise SealError("the vault's manifest and its keys are not of the same moment")
         with Session.read(store):
             pass
         database.scrub()

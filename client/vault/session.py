@@ -9,7 +9,7 @@ with Session.write(store) as session:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import RLock
@@ -18,9 +18,10 @@ from typing import Any, Final, Self
 from sqlalchemy import Connection, Table, delete, insert, select, update
 
 from client.vault import schema
+from client.vault.census import LOOKED_UP, add, sum_rows
 from client.vault.database import Database
 from client.vault.log import Operation, next_entry
-from client.vault.manifest import Manifest, add, associated, sum_rows
+from client.vault.manifest import Manifest, associated
 from common.errors import Refused, SealError
 from common.randomness import derive_key
 from common.sealing import open_sealed, seal
@@ -130,16 +131,17 @@ class Session:
         """Write rows with new ids and count them in."""
         if rows:
             self.connection.execute(insert(table), list(rows))
-            self._count(table, [row["id"] for row in rows], 1)
+            names = ("id", *LOOKED_UP[table.name])
+            self._count(table, [[row[name] for row in rows] for name in names], 1)
 
     def delete(self, table: Table, ids: Sequence[int]) -> None:
         """Delete rows by id and count them out; a row that is not there is damage."""
         for start in range(0, len(ids), _MANY):
             some = ids[start : start + _MANY]
+            self._count(table, self._columns(table, some), -1)
             gone = self.connection.execute(delete(table).where(table.c.id.in_(some))).rowcount
             if gone != len(some):
                 raise SealError("a row of the vault is missing")
-        self._count(table, ids, -1)
 
     def check(self, *tables: Table, again: bool = True) -> None:
         """Compare tables with the manifest; with `again` False, only what is not known to hold."""
@@ -147,8 +149,7 @@ class Session:
             expected = self.manifest.sum_of(table.name)
             if not again and self.store.checked.get(table.name) == expected:
                 continue
-            ids = self.connection.execute(select(table.c.id)).scalars().all()
-            if sum_rows(self.manifest, table.name, ids) != expected:
+            if sum_rows(self._census_key(table), self._columns(table, None)) != expected:
                 raise SealError(
                     f"rows of the vault's {table.name} table were taken away, put back or added",
                     hint="restore the last good backup with 'import'",
@@ -176,9 +177,21 @@ class Session:
     def touch_gallery(self) -> None:
         self.change(generation=self.manifest.generation + 1)
 
-    def _count(self, table: Table, ids: Iterable[int], sign: int) -> None:
+    def _columns(self, table: Table, ids: Sequence[int] | None) -> list[list[Any]]:
+        """Return the columns that are counted, of all rows or of some."""
+        names = ("id", *LOOKED_UP[table.name])
+        wanted = select(*(table.c[name] for name in names))
+        if ids is not None:
+            wanted = wanted.where(table.c.id.in_(ids))
+        rows = self.connection.execute(wanted).all()
+        return [[row[place] for row in rows] for place in range(len(names))]
+
+    def _census_key(self, table: Table) -> bytes:
+        return self.manifest.key(f"rows of {table.name}")
+
+    def _count(self, table: Table, columns: Sequence[Sequence[Any]], sign: int) -> None:
         sums = dict(self.manifest.sums)
-        change = sum_rows(self.manifest, table.name, ids)
+        change = sum_rows(self._census_key(table), columns)
         sums[table.name] = add(self.manifest.sum_of(table.name), change, sign)
         self.change(sums=tuple(sorted(sums.items())))
 

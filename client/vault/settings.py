@@ -43,7 +43,7 @@ def recall(session: Session, name: str) -> bytes | None:
 
 def _tag(session: Session, name: str) -> str:
     key = session.manifest.key("setting names")
-    return hmac.new(key, name.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def _bound(session: Session, id_: int, tag: str) -> bytes:

@@ -57,6 +57,8 @@ def directories(session: Session, model: Model, *, again: bool) -> list[Director
             some = some.where(table.c.id.in_(missing))
         for row in session.connection.execute(some):
             known[row.id] = _open_directory(session, model, row)
+    if not known.keys() >= set(ids):
+        raise SealError("a shard of the vault is missing")
     return [known[id_] for id_ in ids]
 
 
