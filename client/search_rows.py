@@ -83,12 +83,11 @@ class ByteRows:
         self._error = 0.0  # largest distance between a row and its high bytes alone
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = slice(start, start + ROWS_AT_ONCE)
-            self._scale[some], self._high[some], rest = _rounded(
-                rows[some] - self._mean, self._levels
-            )
-            self._low[some] = np.rint(rest * FINER)
-            kept = self.wide(np.arange(len(rows))[some]) - self._mean
-            lost = kept - self._scale[some, None] * self._high[some].astype(np.float64)
+            scale, whole, rest = _rounded(rows[some] - self._mean, self._levels)
+            low = np.rint(rest * FINER)
+            self._scale[some], self._high[some], self._low[some] = scale, whole, low
+            lost = low * (scale[:, None] / FINER)
+            kept = whole * scale[:, None] + lost
             self._along[some] = kept @ self._mean
             self._longest = max(self._longest, float(np.linalg.norm(kept, axis=1).max()))
             self._error = max(self._error, float(np.linalg.norm(lost, axis=1).max()))
