@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import numpy as np
 from fastapi import FastAPI, Request, Response
 
 from client.recognition import Recogniser
@@ -23,6 +24,8 @@ def create_app(
 
     The vault stays open when the application ends: it belongs to the caller.
     """
+    # The first use lays the network's weights out anew: that must not happen in two threads.
+    recogniser.embed(np.zeros((1, recogniser.chip.size, recogniser.chip.size, 3), dtype=np.uint8))
     service = Service.of(recogniser, settings or Settings(), journal or Journal())
 
     @asynccontextmanager
