@@ -17,13 +17,16 @@ from common.ledger import Genesis, Ledger, LedgerReport, Reservation, verify
 from common.spending import spent
 
 _HEAD = "ledger.head"
+_SQLITE = b"SQLite format 3\x00"
 
 
 @click.group()
 def ledger() -> None:
     """Show and check privacy ledgers.
 
-    PATH is a site's state folder, a ledger.jsonl, or a run folder with the ledgers of its sites.
+    PATH is a site's state folder, a ledger.jsonl, a run folder with the ledgers of its sites, or,
+    to verify only, a template vault: then its operation log is checked, as far as that goes without
+    its key ('veilface template log' does the rest).
     """
 
 
@@ -32,6 +35,9 @@ def ledger() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify_command(path: Path, as_json: bool) -> None:
     """Check every line, hash and sequence; exit 3 if anything was changed, moved or cut off."""
+    if _is_database(path):
+        _verify_vault(path, as_json)
+        return
     reports = _reports(path)
     findings = {str(folder): list(report.findings) for folder, report in reports.items()}
     damaged = [folder for folder, texts in findings.items() if texts]
@@ -47,6 +53,25 @@ def verify_command(path: Path, as_json: bool) -> None:
             f"{len(damaged)} of {len(findings)} ledgers do not hold",
             hint="what they state must not be relied on",
         )
+
+
+def _is_database(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
+
+
+def _verify_vault(path: Path, as_json: bool) -> None:
+    from client.vault import verify_log  # a database only where there is one
+
+    report = verify_log(str(path))
+    if as_json:
+        click.echo(json.dumps({"ok": report.ok, "findings": {str(path): list(report.findings)}}))
+    elif report.ok:
+        click.echo(f"{path}: ok, {report.entries} operations logged")
+    if not report.ok:
+        raise LedgerError(f"the operation log of {path}: {'; '.join(report.findings)}")
 
 
 @ledger.command()

@@ -46,7 +46,7 @@ _RECIPES: dict[TrainSet, Recipe] = {
         *(48.0, 0.2, 4, 100, True, 0.1, 0.2, 0.9, 1.0),
         public_start=PublicStart(40, 48.0, 4, 200, 0.3, 0.9),
     ),
-    "tail": Recipe(48.0, 0.2, 4, 200, False, 0.5, 0.05, 0.9, 1.0),
+    "tail": Recipe(48.0, 0.2, 4, 200, False, 0.5, 0.02, 0.9, 1.0),
     "full": Recipe(48.0, 0.2, 4, 100, False, 0.5, 0.05, 0.9, 1.0),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,30 @@ def test_a_walk_from_an_empty_vault_to_an_erased_person(
     code, out, _ = run("log", "--json")
     assert [entry["operation"] for entry in json.loads(out)][:2] == ["enrol", "verify"]
     assert PERSON not in out
+    with pytest.raises(SystemExit) as exit_:
+        main(["ledger", "verify", str(tmp_path / "v" / "site.db")])
+    assert exit_.value.code == 0
+
+
+def test_an_operation_that_was_taken_out_of_the_log_is_found(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("init")
+    for _ in range(3):
+        run("renew")
+    with sqlite3.connect(tmp_path / "v" / "site.db") as database:
+        (table,) = database.execute(
+            "SELECT name FROM sqlite_master WHERE name LIKE '%log%'"
+        ).fetchone()
+        (middle,) = database.execute(
+            f"SELECT id FROM {table} ORDER BY id LIMIT 1 OFFSET 1"
+        ).fetchone()
+        database.execute(f"DELETE FROM {table} WHERE id = ?", (middle,))
+    with pytest.raises(SystemExit) as exit_:
+        main(["ledger", "verify", str(tmp_path / "v" / "site.db")])
+    assert exit_.value.code == 3
+    assert "operation log" in capsys.readouterr().err
+    assert run("log")[0] == 3
 
 
 @needs_lfw
