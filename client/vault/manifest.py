@@ -101,6 +101,8 @@ _SECRET: Final = ("master", "transform_seed", "signing_key")
 
 def associated(vault_id: str, *parts: str | int) -> bytes:
     """Return what a sealed row is bound to: format, vault and the parts, in one way only."""
+    if not all(isinstance(part, str | int) for part in parts):
+        raise SealError("a row of the vault has a column of another type")
     return json.dumps([FORMAT, vault_id, *parts], separators=(",", ":")).encode()
 
 

@@ -53,6 +53,8 @@ def find_subject(session: Session, pseudonym: str) -> Subject | None:
     for condition in (by_index, by_reading):  # a damaged index must not make anyone unknown
         row = session.connection.execute(select(schema.SUBJECT).where(condition)).one_or_none()
         if row is not None:
+            if row.pseudonym != pseudonym:
+                raise SealError("the vault's index of subjects is damaged")
             return open_subject(session, row)
     return None
 

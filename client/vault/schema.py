@@ -95,7 +95,7 @@ SETTING: Final = Table(
     "setting",
     METADATA,
     _id(),
-    Column("name", String, nullable=False, unique=True),
+    Column("name", String, nullable=False),
     Column("sealed", LargeBinary, nullable=False),
 )
 LOG: Final = Table(
