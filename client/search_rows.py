@@ -48,7 +48,7 @@ class SingleRows:
 
     def coarse(self, probes: Floats) -> Coarse:
         """Dot products in float32; Higham, Accuracy and Stability (2002), eq. 3.5, bounds them."""
-        queries = torch.from_numpy(probes)
+        queries = torch.tensor(probes)
 
         def score(start: int, stop: int, out: Floats) -> None:
             if len(probes) <= FEW_PROBES:
