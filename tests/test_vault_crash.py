@@ -22,7 +22,8 @@ from tests.vault_cases import MODEL, unit_rows
 
 KILLS = 220
 _FRESH_AFTER = 10  # kills; a small vault keeps looking quick
-_LONGEST_LIFE = 0.09  # seconds
+_MOST_STEPS = 9  # beginnings and ends of operations in one life
+_LONGEST_WAIT = 0.015  # seconds into the operation after them: as long as most take
 _ROWS = unit_rows(2)
 
 
@@ -98,12 +99,13 @@ def server() -> Iterator[subprocess.Popen[bytes]]:
         process.stdin.close()
 
 
-def _told_before_a_kill(server: subprocess.Popen[bytes], delay: float) -> list[str]:
+def _told_before_a_kill(server: subprocess.Popen[bytes], steps: int, delay: float) -> list[str]:
+    """Kill the user `delay` seconds after so many steps, however slow the machine is."""
     assert server.stdout is not None
     user = int(server.stdout.readline())
+    told = [server.stdout.readline().decode().strip() for _ in range(steps)]
     time.sleep(delay)
     os.kill(user, signal.SIGKILL)
-    told = []
     while line := server.stdout.readline().decode().strip():
         told.append(line)
     return told
@@ -123,7 +125,8 @@ def test_no_acknowledged_change_is_ever_lost_and_none_is_half_done(
             even, _ = (KeyFileLock.create(lock.path) for lock in _locks(folder))
             Vault.create(str(folder / "vault.db"), even, model_id=MODEL, dim=16).close()
         server.stdin.write(f"{number} {folder}\n".encode())
-        told = _told_before_a_kill(server, rng.random() * _LONGEST_LIFE)
+        steps, delay = rng.randrange(_MOST_STEPS), rng.random() * _LONGEST_WAIT
+        told = _told_before_a_kill(server, steps, delay)
         unsure = set[int]()
         for word, who in ((line[0], int(line[1:])) for line in told):
             number = max(number, who)

@@ -180,10 +180,9 @@ class Session:
     def _columns(self, table: Table, ids: Sequence[int] | None) -> list[list[Any]]:
         """Return the columns that are counted, of all rows or of some."""
         names = ("id", *LOOKED_UP[table.name])
-        extra = list(table.columns)[
-            -1
-        ]  # in no index, so that the table itself is read and not an index
-        wanted = select(*(table.c[name] for name in names), func.length(extra))
+        columns = [table.c[name] for name in names]
+        # The last column is in no index: with it, the table itself is read and not an index.
+        wanted = select(*columns, func.length(list(table.columns)[-1]))
         if ids is not None:
             wanted = wanted.where(table.c.id.in_(ids))
         rows = self.connection.execute(wanted).all()
