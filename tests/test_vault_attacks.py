@@ -287,3 +287,31 @@ def test_any_byte_of_the_file_may_be_flipped(tmp_path: Path, lock: KeyFileLock) 
         for suffix in ("-wal", "-shm"):
             copy.with_name(copy.name + suffix).unlink(missing_ok=True)
     assert refused > FLIPS // 2
+
+
+def test_an_older_file_put_back_is_found_out(tmp_path: Path, lock: KeyFileLock) -> None:
+    """Sound in itself, with its own log: only the witness beside it can tell."""
+    vault = make(tmp_path / "vault.db", lock)
+    older = duplicate(vault, tmp_path / "older.db")
+    with Vault.open(str(vault), lock) as opened:
+        opened.erase("person 1")
+    duplicate(older, vault)
+    with pytest.raises(SealError, match="old copy"):
+        Vault.open(str(vault), lock)
+    look(older, lock)  # under another name it opens: that is how to go back on purpose
+
+
+def test_a_witness_of_another_vault_or_a_changed_one_is_named(
+    tmp_path: Path, lock: KeyFileLock
+) -> None:
+    vault, other = make(tmp_path / "vault.db", lock), make(tmp_path / "other.db", lock)
+    head, good = tmp_path / "vault.db.head", (tmp_path / "vault.db.head").read_bytes()
+    lower = good.replace(b" 10,", b" 1,").replace(b" 9,", b" 1,")
+    assert lower != good
+    for bad in ((tmp_path / f"{other.name}.head").read_bytes(), b"", b"[]", b"\xff", lower):
+        head.write_bytes(bad)
+        with pytest.raises(SealError, match="does not belong"):
+            Vault.open(str(vault), lock)
+    head.unlink()
+    look(vault, lock)
+    assert head.read_bytes() == good

@@ -84,6 +84,7 @@ def _restore(chunks: Iterator[bytes], vault_id: str, where: str, lock: KeyLock) 
             session.log("import", None, "done")
             session.touch_gallery()
             session.save()
+        store.note_generation(session.manifest, anew=True)
     except BaseException:
         database.close()
         remove_files(database.path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
-from client.vault import schema
+from client.vault import schema, witness
 from client.vault.database import Database
 from client.vault.manifest import Manifest, associated, new_vault_id
 from client.vault.session import Session, Store, blob
@@ -34,6 +34,7 @@ def create(where: str, lock: KeyLock, manifest: Manifest) -> Store:
             sealed = store.seal_manifest(manifest, 1)
             vault = {"id": 1, "vault_id": vault_id, "key": 1, "manifest": sealed}
             connection.execute(insert(schema.VAULT), [vault])
+        store.note_generation(manifest, anew=True)
     except BaseException:
         database.close()
         remove_files(database.path)
@@ -53,8 +54,9 @@ def open_store(where: str, lock: KeyLock) -> Store:
         store = Store(database, vault.vault_id, _unlock(vault.vault_id, rows, lock))
         if vault.key not in store.keys:
             raise SealError("the vault's manifest and its keys are not of the same moment")
-        with Session.read(store):
-            pass
+        with Session.read(store) as session:
+            if database.path is not None:
+                witness.check(database.path, store.vault_id, session.manifest)
         database.scrub()
     except BaseException:
         database.close()
@@ -100,5 +102,5 @@ def _linked(vault_id: str, row: Any, key: bytes) -> dict[int, bytes]:
 def remove_files(path: Path | None) -> None:
     """Remove a vault file that was never finished."""
     if path is not None:
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", "-wal", "-shm", ".head"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)

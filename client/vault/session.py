@@ -9,6 +9,7 @@ with Session.write(store) as session:
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,15 +18,16 @@ from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
-from client.vault import schema
+from client.vault import schema, witness
 from client.vault.census import LOOKED_UP, add, sum_rows
 from client.vault.database import Database
 from client.vault.log import Operation, next_entry
 from client.vault.manifest import Manifest, associated
-from common.errors import Refused, SealError
+from common.errors import Refused, SealError, StorageError
 from common.randomness import derive_key
 from common.sealing import open_sealed, seal
 
+_LOG: Final = logging.getLogger("veilface.vault")
 _MANY: Final = 500  # ids in one statement
 
 
@@ -73,6 +75,14 @@ class Store:
                 "the vault's key was rotated by another program", hint="open it with the new key"
             )
 
+    def note_generation(self, manifest: Manifest, *, anew: bool = False) -> None:
+        """Tell the witness beside a SQLite file how far the vault has come."""
+        if self.database.path is not None:
+            try:
+                witness.note(self.database.path, self.vault_id, manifest, anew=anew)
+            except StorageError as error:  # the change is durable; only the witness is behind
+                _LOG.warning("the vault's witness could not be written: %s", error)
+
     def _wrapping_key(self, number: int) -> bytes:
         if number not in self.keys:
             raise SealError("a row is wrapped under a vault key that this vault does not have")
@@ -115,6 +125,8 @@ class Session:
                     if session.key_number != number:
                         del store.keys[session.key_number]
                     raise
+            if session.manifest.generation != before.generation:
+                store.note_generation(session.manifest)
             for table in schema.COUNTED:  # what was checked and then changed here stays checked
                 if store.checked.get(table.name) == before.sum_of(table.name):
                     store.checked[table.name] = session.manifest.sum_of(table.name)
