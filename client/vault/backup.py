@@ -21,7 +21,8 @@ from client.vault import schema
 from client.vault.backup_file import read_backup, write_backup
 from client.vault.database import Database
 from client.vault.opening import lock_context, remove_files
-from client.vault.session import Session, Store
+from client.vault.session import Session
+from client.vault.store import Store
 from common.errors import InputError, Refused
 from common.sealing import KeyLock
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from client.vault import records, schema, shards
+from client.vault import packing, records, schema, shards
 from client.vault.manifest import Model
 from client.vault.naming import pseudonym_of
 from client.vault.session import Session
@@ -46,7 +46,7 @@ def enrol_new(
     names = names.reshape(-1, shards.PSEUDONYM)
     for start in range(0, len(rows), shards.ROWS):
         part = slice(start, start + shards.ROWS)
-        shards.write_shard(session, model, owners[part], names[part], rows[part])
+        packing.write_shard(session, model, owners[part], names[part], rows[part])
     session.count_templates(model.number, len(rows))
     for pseudonym in owned.values():
         session.log("enrol", pseudonym, "done")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from sqlalchemy import func, select
 
-from client.vault import records, schema, shards
+from client.vault import packing, records, schema, shards
 from client.vault.manifest import Model
 from client.vault.session import Session
 from common.errors import Refused
@@ -52,7 +52,7 @@ def drop(session: Session, subject: int, models: Iterable[Model]) -> int:
             continue
         loose = sum(len(one.rows) for one in records.loose(session, model, subject))
         records.delete_rows(session, schema.TEMPLATE, subject, model.number)
-        gone = loose + shards.drop_subject(session, model, subject)
+        gone = loose + packing.drop_subject(session, model, subject)
         session.count_templates(model.number, -gone)
         total += gone
     return total
@@ -67,4 +67,4 @@ def compaction_due(session: Session) -> bool:
 def compact(session: Session) -> None:
     """Move all loose records into shards."""
     for model in session.manifest.models:
-        shards.compact(session, model)
+        packing.compact(session, model)

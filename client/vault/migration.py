@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from client.vault import holdings, records, transform
 from client.vault.manifest import Model
-from client.vault.session import Session, Store
+from client.vault.session import Session
+from client.vault.store import Store
 from common.errors import InputError
 from common.template import MAX_DIM, check_rows
 

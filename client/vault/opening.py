@@ -11,7 +11,8 @@ from sqlalchemy import insert, select
 from client.vault import schema, witness
 from client.vault.database import Database
 from client.vault.manifest import Manifest, associated, new_vault_id
-from client.vault.session import Session, Store, blob
+from client.vault.session import Session
+from client.vault.store import Store, blob
 from common.errors import InputError, SealError
 from common.randomness import KEY_BYTES, fresh_key
 from common.sealing import KeyLock, open_sealed

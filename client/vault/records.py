@@ -18,7 +18,8 @@ from sqlalchemy import Table, select
 
 from client.vault import schema
 from client.vault.manifest import Model
-from client.vault.session import Session, blob
+from client.vault.session import Session
+from client.vault.store import blob
 from common import template
 from common.errors import SealError
 from common.randomness import fresh_key

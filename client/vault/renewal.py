@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from client.vault import records, schema, shards, transform
+from client.vault import packing, records, schema, shards, transform
 from client.vault.manifest import Model
-from client.vault.session import Session, Store
+from client.vault.session import Session
+from client.vault.store import Store
 from common.randomness import fresh_key
 
 
@@ -35,8 +36,8 @@ def renew(store: Store) -> None:
 def _turn(session: Session, model: Model, matrix: NDArray[np.float64]) -> None:
     for directory in shards.directories(session, model, again=True):
         rows = transform.apply(shards.open_rows(session, model, directory), matrix)
-        shards.write_shard(session, model, directory.subjects, directory.pseudonyms, rows)
-        shards.delete_shard(session, directory)
+        packing.write_shard(session, model, directory.subjects, directory.pseudonyms, rows)
+        packing.delete_shard(session, directory)
     for one in list(records.loose(session, model)):
         table = schema.SUBJECT
         row = session.connection.execute(select(table).where(table.c.id == one.subject)).one()

@@ -14,7 +14,8 @@ from sqlalchemy import Table, bindparam, delete, insert, select, update
 
 from client.vault import schema
 from client.vault.opening import lock_context
-from client.vault.session import Session, Store
+from client.vault.session import Session
+from client.vault.store import Store
 from common.errors import SealError
 from common.randomness import fresh_key
 from common.sealing import KeyLock, seal

@@ -1,9 +1,7 @@
 """One transaction on a vault: its manifest opened, its rows counted, its changes in the log.
 
-with Session.write(store) as session:
-    session.insert(schema.TEMPLATE, id=session.next_id(), ...)
-    session.log("enrol", pseudonym, "done")
-# on leaving, the new manifest is sealed and everything is on the disk
+Leaving `Session.write` without an error seals the new manifest and puts everything on the disk, or
+nothing.
 """
 
 from __future__ import annotations
@@ -13,80 +11,19 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from threading import RLock
 from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
-from client.vault import schema, witness
+from client.vault import schema
 from client.vault.census import LOOKED_UP, add, sum_rows
-from client.vault.database import Database
 from client.vault.log import Operation, next_entry
-from client.vault.manifest import Manifest, associated
-from common.errors import Refused, SealError, StorageError
-from common.randomness import derive_key
-from common.sealing import open_sealed, seal
+from client.vault.manifest import Manifest
+from client.vault.store import Store
+from common.errors import SealError
 
 _LOG: Final = logging.getLogger("veilface.vault")
 _MANY: Final = 500  # ids in one statement
-
-
-class Store:
-    """A database, the vault keys that open it, and what this process has checked of it."""
-
-    def __init__(self, database: Database, vault_id: str, keys: Mapping[int, bytes]) -> None:
-        self.database = database
-        self.vault_id = vault_id
-        self.keys = dict(keys)
-        self.lock = RLock()
-        self.checked: dict[str, tuple[int, int]] = {}
-        self.directories: dict[int, Any] = {}  # of shards, which never change under their id
-
-    def bind(self, *parts: str | int) -> bytes:
-        """Return the associated data of something sealed in this vault."""
-        return associated(self.vault_id, *parts)
-
-    def wrap(self, key: bytes, number: int, *parts: str | int) -> bytes:
-        """Wrap a data key under the vault key of that number."""
-        return seal(self._wrapping_key(number), key, self.bind("data key", number, *parts))
-
-    def unwrap(self, wrapped: Any, number: int, *parts: str | int) -> bytes:
-        bound = self.bind("data key", number, *parts)
-        return open_sealed(self._wrapping_key(number), blob(wrapped), bound)
-
-    def seal_manifest(self, manifest: Manifest, number: int) -> bytes:
-        key = derive_key(self.keys[number], "manifest")
-        return seal(key, manifest.to_bytes(), self.bind("manifest", number))
-
-    def open_manifest(self, sealed: Any, number: int) -> Manifest:
-        if number not in self.keys:
-            raise SealError("the manifest names a vault key that this vault does not have")
-        key = derive_key(self.keys[number], "manifest")
-        return Manifest.from_bytes(open_sealed(key, blob(sealed), self.bind("manifest", number)))
-
-    def learn_key(self, connection: Connection, number: int) -> None:
-        """Take up a vault key that another process has put into use by a rotation."""
-        for row in connection.execute(select(schema.KEY).order_by(schema.KEY.c.id)):
-            if row.id in self.keys and row.forward is not None and row.id + 1 not in self.keys:
-                bound = self.bind("next vault key", row.id)
-                self.keys[row.id + 1] = open_sealed(self.keys[row.id], blob(row.forward), bound)
-        if number not in self.keys:
-            raise Refused(
-                "the vault's key was rotated by another program", hint="open it with the new key"
-            )
-
-    def note_generation(self, manifest: Manifest, *, anew: bool = False) -> None:
-        """Tell the witness beside a SQLite file how far the vault has come."""
-        if self.database.path is not None:
-            try:
-                witness.note(self.database.path, self.vault_id, manifest, anew=anew)
-            except StorageError as error:  # the change is durable; only the witness is behind
-                _LOG.warning("the vault's witness could not be written: %s", error)
-
-    def _wrapping_key(self, number: int) -> bytes:
-        if number not in self.keys:
-            raise SealError("a row is wrapped under a vault key that this vault does not have")
-        return derive_key(self.keys[number], "data keys")
 
 
 class Session:
@@ -226,10 +163,3 @@ class Session:
             update(schema.VAULT).where(schema.VAULT.c.id == 1),
             {"key": self.key_number, "manifest": sealed},
         )
-
-
-def blob(value: Any) -> bytes:
-    """Return a column's bytes; another type, which a changed file can bring, is damage."""
-    if not isinstance(value, bytes):
-        raise SealError("a column of the vault holds another type than bytes")
-    return value

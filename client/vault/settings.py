@@ -9,7 +9,8 @@ from typing import Final
 from sqlalchemy import select
 
 from client.vault import schema
-from client.vault.session import Session, blob
+from client.vault.session import Session
+from client.vault.store import blob
 from common.errors import InputError
 from common.sealing import open_sealed, seal
 

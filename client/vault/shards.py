@@ -9,28 +9,27 @@ deletes the old one: key destruction for one subject, at the price of one shard.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Column, Select, delete, insert, select
+from sqlalchemy import Column, Select, select
 
 from client.vault import schema
 from client.vault.manifest import Model
-from client.vault.records import Loose, loose
-from client.vault.session import Session, blob
+from client.vault.session import Session
+from client.vault.store import blob
 from common.errors import SealError
-from common.randomness import fresh_key
-from common.sealing import open_sealed, open_sealed_into, seal
-from common.template import Layout, decode_values, encode_values
+from common.sealing import open_sealed, open_sealed_into
+from common.template import Layout, decode_values
 
 ROWS = 4096  # a shard is full at this many
 LOOSE = 4096  # loose records that call for a new shard
 PSEUDONYM: Final = 16  # bytes
-_HEADER: Final = struct.Struct("<BIIB")  # version, rows, dim, 8 bit
-_VERSION: Final = 1
+HEADER: Final = struct.Struct("<BIIB")  # version, rows, dim, 8 bit
+VERSION: Final = 1
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,18 @@ def directories(session: Session, model: Model, *, again: bool) -> list[Director
     table, known = schema.SHARD, session.store.directories
     wanted = select(table.c.id).where(table.c.model == model.number).order_by(table.c.id)
     ids = list(session.connection.execute(wanted).scalars())
-    missing = [id_ for id_ in ids if again or id_ not in known]
+    found = {} if again else {id_: known[id_] for id_ in set(ids) & known.keys()}
+    missing = [id_ for id_ in ids if id_ not in found]
     if missing:
         some = _select(schema.BODY.c.directory).where(table.c.model == model.number)
         if len(missing) < len(ids):
             some = some.where(table.c.id.in_(missing))
-        for row in session.connection.execute(some):
-            known[row.id] = _open_directory(session, model, row)
-    if not known.keys() >= set(ids):
+        opened = session.connection.execute(some)
+        found |= {row.id: _open_directory(session, model, row) for row in opened}
+        session.store.directories = {**session.store.directories, **found}
+    if found.keys() != set(ids):
         raise SealError("a shard of the vault is missing")
-    return [known[id_] for id_ in ids]
+    return [found[id_] for id_ in ids]
 
 
 def rows_of(session: Session, model: Model, subject: int) -> NDArray[np.float32]:
@@ -102,79 +103,6 @@ def bodies(session: Session, model: Model) -> Iterator[Any]:
     return _bodies(session, model, None)
 
 
-def write_shard(
-    session: Session,
-    model: Model,
-    subjects: NDArray[np.int64],
-    pseudonyms: NDArray[np.uint8],
-    rows: NDArray[np.float32],
-) -> None:
-    """Seal rows [n, D] under a new key as a new shard."""
-    store, new, number, key = session.store, session.next_id(), session.key_number, fresh_key()
-    eight_bit = session.manifest.eight_bit
-    head = _HEADER.pack(_VERSION, *rows.shape, eight_bit)
-    directory = head + subjects.astype("<i8").tobytes() + pseudonyms.tobytes()
-    body = encode_values(rows, eight_bit=eight_bit)
-    bound = ("shard directory", new, model.model_id), ("shard body", new, model.model_id)
-    row = {
-        "id": new,
-        "model": model.number,
-        "key": number,
-        "wrapped": store.wrap(key, number, "shard", new, model.model_id),
-    }
-    sealed = {
-        "id": new,
-        "directory": seal(key, directory, store.bind(*bound[0])),
-        "body": seal(key, body, store.bind(*bound[1])),
-    }
-    session.insert(schema.SHARD, [row])
-    session.connection.execute(insert(schema.BODY), [sealed])
-
-
-def drop_subject(session: Session, model: Model, subject: int) -> int:
-    """Write every shard that holds a subject anew without it; return how many rows went."""
-    dropped = 0
-    for directory in directories(session, model, again=False):
-        keep = directory.subjects != subject
-        if keep.all():
-            continue
-        dropped += int((~keep).sum())
-        if keep.any():
-            rows = open_rows(session, model, directory)[keep]
-            write_shard(session, model, directory.subjects[keep], directory.pseudonyms[keep], rows)
-        delete_shard(session, directory)
-    return dropped
-
-
-def delete_shard(session: Session, directory: Directory) -> None:
-    """Delete a shard: its key, its directory and its rows."""
-    session.delete(schema.SHARD, [directory.id])
-    session.connection.execute(delete(schema.BODY).where(schema.BODY.c.id == directory.id))
-    session.store.directories.pop(directory.id, None)
-
-
-def compact(session: Session, model: Model) -> None:
-    """Move all loose records of a model into shards."""
-    session.check(schema.TEMPLATE)
-    waiting: list[Loose] = []
-    for record in [*loose(session, model)]:
-        waiting.append(record)
-        if sum(len(one.rows) for one in waiting) >= ROWS:
-            _move(session, model, waiting)
-            waiting = []
-    if waiting:
-        _move(session, model, waiting)
-
-
-def _move(session: Session, model: Model, records: Sequence[Loose]) -> None:
-    counts = [len(record.rows) for record in records]
-    subjects = np.repeat(np.array([r.subject for r in records], dtype=np.int64), counts)
-    names = np.array([list(bytes.fromhex(r.pseudonym)) for r in records], dtype=np.uint8)
-    rows = np.concatenate([record.rows for record in records])
-    write_shard(session, model, subjects, np.repeat(names, counts, axis=0), rows)
-    session.delete(schema.TEMPLATE, [record.id for record in records])
-
-
 def _bodies(session: Session, model: Model, id_: int | None) -> Iterator[Any]:
     table = schema.SHARD
     wanted = _select(schema.BODY.c.body).where(table.c.model == model.number).order_by(table.c.id)
@@ -197,11 +125,11 @@ def _shard_key(session: Session, model: Model, row: Any) -> bytes:
 def _open_directory(session: Session, model: Model, row: Any) -> Directory:
     bound = session.store.bind("shard directory", row.id, model.model_id)
     data = open_sealed(_shard_key(session, model, row), blob(row.directory), bound)
-    version, count, dim, eight_bit = _HEADER.unpack_from(data)
-    if version != _VERSION or len(data) != _HEADER.size + count * (8 + PSEUDONYM):
+    version, count, dim, eight_bit = HEADER.unpack_from(data)
+    if version != VERSION or len(data) != HEADER.size + count * (8 + PSEUDONYM):
         raise SealError("a shard's directory has an unknown form")
-    subjects = np.frombuffer(data, dtype="<i8", count=count, offset=_HEADER.size)
-    names = np.frombuffer(data, dtype=np.uint8, offset=_HEADER.size + 8 * count)
+    subjects = np.frombuffer(data, dtype="<i8", count=count, offset=HEADER.size)
+    names = np.frombuffer(data, dtype=np.uint8, offset=HEADER.size + 8 * count)
     return Directory(
         row.id, model.number, Layout(count, dim, bool(eight_bit)), subjects, names.reshape(-1, 16)
     )

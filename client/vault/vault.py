@@ -33,7 +33,8 @@ from client.vault.manifest import Manifest, Model
 from client.vault.migration import Embed, Migration, change_model
 from client.vault.naming import pseudonym_of
 from client.vault.receipt import Receipt, sign
-from client.vault.session import Session, Store
+from client.vault.session import Session
+from client.vault.store import Store
 from common.errors import InputError, Refused, StorageError
 from common.sealing import KeyLock
 from common.template import check_rows
@@ -47,7 +48,7 @@ class Vault:
 
     Every write is on the disk when it returns. `enrol`, `erase`, `rotate_key`, `renew`,
     `change_model`, `export` and `import_` write their own entry in the operation log; callers
-    `record` what they do with templates: verify, identify, refused.
+    `record` verify, identify and refused.
     """
 
     def __init__(self, store: Store) -> None:
@@ -213,7 +214,7 @@ class Vault:
     def rotate_key(self, new: KeyLock) -> None:
         """Put a new vault key, locked by `new`, in the old one's place, while the vault is in use.
 
-        Stopped anywhere, the vault opens with either lock, and the same call goes on.
+        Stopped anywhere, the vault opens with either lock; the same call goes on.
         """
         rotation.rotate(self._store, new)
 
@@ -223,10 +224,7 @@ class Vault:
         self._matrices.clear()
 
     def change_model(self, model_id: str, embed: Embed) -> Migration:
-        """Make `model_id` the vault's model and migrate whoever has chips.
-
-        `embed` turns chips as they were enrolled into unit rows [n, D].
-        """
+        """Make `model_id` the vault's; `embed` turns kept chips into its unit rows [n, D]."""
         return change_model(self._store, model_id, embed)
 
     def export(self, path: Path, lock: KeyLock) -> None:
