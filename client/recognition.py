@@ -201,7 +201,8 @@ class Recogniser:
             generation = self.vault.generation
             if self._index is None or self._index[0] != generation:
                 gallery = self.vault.gallery(self.model_id)
-                self._index = (generation, gallery, Index(gallery.vectors))
+                index = Index(gallery.vectors, eight_bit=self.vault.info.eight_bit)
+                self._index = (generation, gallery, index)
             return self._index
 
     def _ranked(self, probe: NDArray[np.float32], wanted: int) -> tuple[Candidate, ...]:
