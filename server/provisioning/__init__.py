@@ -1,0 +1,1 @@
+"""From a name and a list of sites to one bundle a party: keys, certificates, the signed roster."""
