@@ -14,6 +14,7 @@ import json
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -117,10 +118,12 @@ class Bundle:
         manifest = _manifest(verified(MANIFEST, _of(files, MANIFEST), key))
         found = {f.name: hashlib.sha256(f.data).hexdigest() for f in files if f.name != MANIFEST}
         listed = {file.name: file.sha256 for file in manifest.files}
-        odd = sorted(name for name in {*found, *listed} if found.get(name) != listed.get(name))
-        if odd or len(listed) != len(manifest.files) or len(found) + 1 != len(files):
+        odd = {name for name in {*found, *listed} if found.get(name) != listed.get(name)}
+        odd |= {name for name, count in Counter(file.name for file in files).items() if count > 1}
+        if odd or len(listed) != len(manifest.files):
             raise Refused(
-                f"{path}: {', '.join(odd)} changed, missing or foreign", hint="unpack it again"
+                f"{path}: {', '.join(sorted(odd))} changed, missing, foreign or there twice",
+                hint="unpack it again",
             )
         roster = Roster.read(_of(files, ROSTER), key)
         own = tuple(file for file in files if file.name in _PRIVATE)
