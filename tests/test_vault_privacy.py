@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 
-from client.vault import Vault, shards
+from client.vault import Vault, database, shards
 from client.vault.cost import eight_bit_cost
 from client.vault.database import Database
 from common.errors import InputError, StorageError
@@ -225,3 +225,22 @@ def test_the_cost_of_eight_bits_is_measured(folder: Path) -> None:
     assert cost.largest_change < 0.01
     with pytest.raises(InputError):
         eight_bit_cost(rows[:8], np.repeat(np.arange(2), 4), 1e-9)
+
+
+def test_a_reader_elsewhere_does_not_keep_a_vault_from_opening(folder: Path) -> None:
+    """But an erasure that cannot empty the write-ahead log says so, and the next opening does."""
+    lock, path = KeyFileLock.create(folder / "site.key"), folder / "vault.db"
+    with Vault.create(str(path), lock, model_id=MODEL, dim=DIM) as vault:
+        vault.enrol("ada", unit_rows(1), model_id=MODEL)
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM subject").fetchall()
+        with Vault.open(str(path), lock) as other, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(database, "_BUSY", 0.2)
+            with pytest.raises(StorageError, match="keeps old pages"):
+                other.erase("ada")
+            assert other.subjects() == ()
+        reader.close()
+        assert (folder / "vault.db-wal").stat().st_size > 0
+        with Vault.open(str(path), lock):
+            assert (folder / "vault.db-wal").stat().st_size == 0

@@ -56,12 +56,14 @@ def _chunks(session: Session) -> Iterator[bytes]:
     yield _line("", {"number": number, "key": session.store.keys[number]})
     lines, size = list[bytes](), 0
     for table in _TABLES:
-        for row in session.connection.execute(select(table), execution_options={"yield_per": 8}):
-            lines.append(_line(table.name, dict(row._mapping)))
-            size += len(lines[-1])
-            if size >= _CHUNK:
-                yield b"\n".join(lines)
-                lines, size = [], 0
+        options = {"yield_per": 8}
+        with session.connection.execute(select(table), execution_options=options) as rows:
+            for row in rows:
+                lines.append(_line(table.name, dict(row._mapping)))
+                size += len(lines[-1])
+                if size >= _CHUNK:
+                    yield b"\n".join(lines)
+                    lines, size = [], 0
     yield b"\n".join(lines)
 
 

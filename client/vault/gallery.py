@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +13,6 @@ from client.vault.manifest import Model
 from client.vault.records import loose
 from client.vault.session import Session
 from common.errors import SealError
-
-_THREADS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -67,21 +62,15 @@ def read_gallery(session: Session, model: Model) -> Gallery:
 def _open_shards(
     session: Session, model: Model, found: list[shards.Directory], vectors: NDArray[np.float32]
 ) -> None:
-    """Decrypt all shards into `vectors`; the next ones are read meanwhile."""
-    bodies, start = shards.bodies(session, model), 0
-    running: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for directory in found:
-            row = next(bodies, None)
-            if row is None or row.id != directory.id or directory.layout.dim != model.dim:
-                raise SealError("a shard of the vault is missing or of another width")
-            part = vectors[start : start + directory.layout.count]
-            start += directory.layout.count
-            running.append(pool.submit(shards.open_body, session, model, directory, row, part))
-            if len(running) > _THREADS:
-                running.popleft().result()
-        for last in running:
-            last.result()
+    """Decrypt all shards into `vectors`, one after the other."""
+    rows, start = shards.rows_of_model(session, model), 0
+    for directory in found:
+        row = next(rows, None)
+        if row is None or row.id != directory.id or directory.layout.dim != model.dim:
+            raise SealError("a shard of the vault is missing or of another width")
+        part = vectors[start : start + directory.layout.count]
+        start += directory.layout.count
+        shards.open_body(session, model, directory, row, part)
 
 
 def _numbered(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

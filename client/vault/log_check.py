@@ -22,7 +22,7 @@ def verify_log(where: str, lock: KeyLock | None = None) -> LogReport:
     wanted = select(schema.LOG).order_by(schema.LOG.c.id)
     try:
         with database.read() as connection:
-            report = check_chain(connection.execute(wanted))
+            report = check_chain(connection.execute(wanted).all())
     finally:
         database.close()
     if lock is None or report.findings:
@@ -31,7 +31,7 @@ def verify_log(where: str, lock: KeyLock | None = None) -> LogReport:
         store = opening.open_store(where, lock)
         try:
             with Session.read(store) as session:
-                rows = session.connection.execute(wanted)
+                rows = session.connection.execute(wanted).all()
                 open_entries(rows, session.manifest, store.vault_id)
         finally:
             store.database.close()

@@ -58,7 +58,7 @@ def open_store(where: str, lock: KeyLock) -> Store:
         with Session.read(store) as session:
             if database.path is not None:
                 witness.check(database.path, store.vault_id, session.manifest)
-        database.scrub()
+        database.tidy()
     except BaseException:
         database.close()
         raise

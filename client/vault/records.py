@@ -64,9 +64,10 @@ def all_subjects(session: Session) -> Iterator[Subject]:
     """Yield every subject, in the order of their ids."""
     session.check(schema.SUBJECT)
     wanted, count = select(schema.SUBJECT).order_by(schema.SUBJECT.c.id), 0
-    for row in session.connection.execute(wanted, execution_options={"yield_per": 1000}):
-        yield open_subject(session, row)
-        count += 1
+    with session.connection.execute(wanted, execution_options={"yield_per": 1000}) as rows:
+        for row in rows:
+            yield open_subject(session, row)
+            count += 1
     if count != session.manifest.subjects:
         raise SealError("the vault holds another number of subjects than its manifest says")
 
@@ -116,7 +117,7 @@ def loose(session: Session, model: Model, subject: int | None = None) -> Iterato
     )
     if subject is not None:
         wanted = wanted.where(table.c.subject == subject)
-    for row in session.connection.execute(wanted):
+    for row in session.connection.execute(wanted).all():
         if not isinstance(row.pseudonym, str):
             raise SealError("a template names a subject that the vault does not have")
         parts = ("subject", row.subject, row.pseudonym)
@@ -140,7 +141,7 @@ def chips_of(session: Session, subject: Subject) -> list[NDArray[np.uint8]]:
     session.check(schema.CHIP, again=False)
     found = []
     wanted = select(schema.CHIP).where(schema.CHIP.c.subject == subject.id)
-    for row in session.connection.execute(wanted.order_by(schema.CHIP.c.id)):
+    for row in session.connection.execute(wanted.order_by(schema.CHIP.c.id)).all():
         bound = session.store.bind("chip", row.id, subject.id, subject.pseudonym)
         head, _, body = open_sealed(subject.key, blob(row.sealed), bound).partition(b"\n")
         found.append(np.frombuffer(body, dtype=np.uint8).reshape(json.loads(head)))

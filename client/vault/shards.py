@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Column, Select, select
 
 from client.vault import schema
+from client.vault.database import read_large
 from client.vault.manifest import Model
 from client.vault.session import Session
 from client.vault.store import blob
@@ -25,7 +26,7 @@ from common.errors import SealError
 from common.sealing import open_sealed, open_sealed_into
 from common.template import Layout, decode_values
 
-ROWS = 4096  # a shard is full at this many
+ROWS = 2048  # a shard is full at this many
 LOOSE = 4096  # loose records that call for a new shard
 PSEUDONYM: Final = 16  # bytes
 HEADER: Final = struct.Struct("<BIIB")  # version, rows, dim, 8 bit
@@ -55,7 +56,7 @@ def directories(session: Session, model: Model, *, again: bool) -> list[Director
         some = _select(schema.BODY.c.directory).where(table.c.model == model.number)
         if len(missing) < len(ids):
             some = some.where(table.c.id.in_(missing))
-        opened = session.connection.execute(some)
+        opened = session.connection.execute(some).all()
         found |= {row.id: _open_directory(session, model, row) for row in opened}
         session.store.directories = {**session.store.directories, **found}
     if found.keys() != set(ids):
@@ -77,7 +78,7 @@ def open_rows(session: Session, model: Model, directory: Directory) -> NDArray[n
     """Return all rows [n, D] of one shard."""
     layout = directory.layout
     rows = np.empty((layout.count, layout.dim), dtype=np.float32)
-    for row in _bodies(session, model, directory.id):
+    for row in _rows(session, model, directory.id):
         open_body(session, model, directory, row, rows)
         return rows
     raise SealError("a shard of the vault is missing")
@@ -89,26 +90,27 @@ def open_body(
     """Decrypt a shard's body into `out`, float32 [n, D]: without a copy where it holds floats."""
     key, layout = _shard_key(session, model, row), directory.layout
     bound = session.store.bind("shard body", row.id, model.model_id)
+    body = read_large(session.connection, schema.BODY.c.body, row.id)
     if layout.eight_bit:
         values = np.empty(layout.size, dtype=np.uint8)
-        open_sealed_into(key, blob(row.body), bound, values.data)
+        open_sealed_into(key, body, bound, values.data)
         decode_values(values, layout, out)
     else:
         flat = out.reshape(-1).view(np.uint8)
-        open_sealed_into(key, blob(row.body), bound, flat.data)
+        open_sealed_into(key, body, bound, flat.data)
 
 
-def bodies(session: Session, model: Model) -> Iterator[Any]:
-    """Yield the rows of a model's shards with their bodies, in the order of their ids."""
-    return _bodies(session, model, None)
+def rows_of_model(session: Session, model: Model) -> Iterator[Any]:
+    """Yield the rows of a model's shards, in the order of their ids."""
+    return _rows(session, model, None)
 
 
-def _bodies(session: Session, model: Model, id_: int | None) -> Iterator[Any]:
+def _rows(session: Session, model: Model, id_: int | None) -> Iterator[Any]:
     table = schema.SHARD
-    wanted = _select(schema.BODY.c.body).where(table.c.model == model.number).order_by(table.c.id)
+    wanted = select(table).where(table.c.model == model.number).order_by(table.c.id)
     if id_ is not None:
         wanted = wanted.where(table.c.id == id_)
-    yield from session.connection.execute(wanted, execution_options={"yield_per": 1})
+    yield from session.connection.execute(wanted).all()
 
 
 def _select(column: Column[bytes]) -> Select[Any]:

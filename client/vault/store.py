@@ -60,7 +60,7 @@ class Store:
 
     def learn_key(self, connection: Connection, number: int) -> None:
         """Take up a vault key that another process has put into use by a rotation."""
-        for row in connection.execute(select(schema.KEY).order_by(schema.KEY.c.id)):
+        for row in connection.execute(select(schema.KEY).order_by(schema.KEY.c.id)).all():
             if row.id in self.keys and row.forward is not None and row.id + 1 not in self.keys:
                 bound = self.bind("next vault key", row.id)
                 self.keys[row.id + 1] = open_sealed(self.keys[row.id], blob(row.forward), bound)

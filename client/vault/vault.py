@@ -254,7 +254,8 @@ class Vault:
     def log(self) -> tuple[LogEntry, ...]:
         """Return the operation log, checked; a log that does not hold: SealError."""
         with Session.read(self._store) as session:
-            rows = session.connection.execute(select(schema.LOG).order_by(schema.LOG.c.id))
+            wanted = select(schema.LOG).order_by(schema.LOG.c.id)
+            rows = session.connection.execute(wanted).all()
             return open_entries(rows, session.manifest, self._store.vault_id)
 
     def _current(self, session: Session, model_id: str, embeddings: NDArray[np.float32]) -> Model:
