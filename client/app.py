@@ -89,9 +89,12 @@ def _train(message: Message, opened: OpenSite) -> RecordDict:
     if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
         raise InputError("the server's parameters are not a finite float32 vector")
 
-    @cache  # a replayed round needs the model for its layout only, another for both
+    @cache  # for its layout here, and for training where the round is no replay
     def model() -> nn.Module:
         return opened.model(part)
+
+    if layout_of(model()).dimension != len(vector):
+        raise InputError("the server's parameters do not fit the agreed model")
 
     def prepared() -> Prepared:
         return Prepared(part.contract, model(), part.inputs, opened.persons(part))

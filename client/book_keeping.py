@@ -20,7 +20,8 @@ from common.losses import PersonBatch, PersonLoss, PublicSide
 from common.mechanism import ClippedSum, check_clip, clip_factors
 from common.parameters import layout_of, trainable_parameters
 
-# Persons at once: intermediate results must stay in the cache (docs/engines.md).
+# Persons at once: intermediate results must stay in the cache (docs/engines.md). Every chunk is
+# filled up to the same size (`PersonBatch.part` says why).
 _PERSONS: Final = 64
 _PERSONS_WITH_PUBLIC_ROWS: Final = 16
 # A norm from inner products loses what cancels: float64 rounds at 1e-16 of (sum_r |a_r||d_r|)^2.
@@ -41,9 +42,7 @@ def book_keeping(
     total = torch.zeros(layout_of(model).dimension, dtype=torch.float64)
     chunk = _PERSONS if public.embedded else _PERSONS_WITH_PUBLIC_ROWS
     for start in range(0, len(batch), chunk):
-        rows = slice(start, start + chunk)
-        part = PersonBatch(batch.inputs[rows], batch.present[rows], batch.codes[rows])
-        total += _chunk(model, part, loss, public, max_grad_norm)
+        total += _chunk(model, batch.part(start, chunk), loss, public, max_grad_norm)
     return ClippedSum(total, max_grad_norm)
 
 
@@ -217,7 +216,7 @@ def _recorded(
 
     def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert isinstance(layer, nn.Linear | nn.Conv2d)
-        if copies is not None and output.dim() == 2:
+        if copies is not None and not records:
             output = output.detach().expand(copies, *output.shape).requires_grad_(True)
         records.append(_Record(layer, args[0].detach(), output))
         return output

@@ -7,6 +7,7 @@ The SuperNode's node configuration names them; the budget has no default:
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from typing import Final
 import numpy as np
 import torch
 from flwr.app import Context
+from numpy.typing import NDArray
 
 from client.app import OpenSite, make_app
 from client.preparation import PublicPart
@@ -33,6 +35,7 @@ from common.plan import PrivacyPlan
 from common.randomness import KEY_BYTES, fresh_key
 from common.storage import make_private_directory, write_private
 
+log = logging.getLogger("veilface.site")
 _KNOWN: Final = {
     "data-dir", "state-dir", "epsilon", "delta", "weights", "aligned", "cache-dir",
     "partition-id", "num-partitions",
@@ -102,8 +105,30 @@ class _Folder:
         return Rows(backbone, parts, contract.train_set)
 
     def persons(self, part: PublicPart) -> Persons:
-        """Detect, align and embed this site's images; a skipped image is only logged here."""
+        """Detect, align and embed this site's images.
+
+        Whatever is wrong with them is logged here and nowhere else: the server must not be able to
+        tell a site whose images cannot be used from one whose can, so there are fewer persons then,
+        or none, and the round goes on with its noise.
+        """
         rows = self.rows(part)
+        try:
+            chips, names = self._faces(rows)
+        except InputError as error:
+            log.error("no private image takes part: %s", error)
+            size = rows.backbone.chip.size
+            chips, names = np.zeros((0, size, size, 3), np.uint8), []
+        known = sorted(set(names))
+        key, codes = self._code_key(), max(1, len(part.inputs))
+        return Persons.group(
+            rows.of(torch.from_numpy(chips)),
+            [known.index(name) for name in names],
+            [person_code(name, key, codes) for name in known],
+            rows.prepare,
+        )
+
+    def _faces(self, rows: Rows) -> tuple[NDArray[np.uint8], list[str]]:
+        """The usable chips [N, S, S, 3] and whose they are, sorted by person."""
         subjects = list_subjects(self._data)
         with ChipCache.open(self._cache) as cache:
             loaded = load_chips(
@@ -113,18 +138,11 @@ class _Folder:
                 cache=cache,
                 aligned=self._aligned,
             )
-        labels = loaded.labels(subjects)
-        kept, index = np.unique(labels, return_inverse=True)
-        if len(kept) == 0:
-            raise InputError(f"no usable face in {self._data}")
-        key = self._code_key()
-        codes = max(1, len(part.inputs))
-        return Persons.group(
-            rows.of(torch.from_numpy(loaded.chips)),
-            index.tolist(),
-            [person_code(subjects[row].name, key, codes) for row in kept.tolist()],
-            rows.prepare,
-        )
+        for entry in loaded.skipped:
+            log.warning("not used: %s: %s", entry.path, entry.reason)
+        labels = np.asarray(loaded.labels(subjects), dtype=np.int64)
+        order = np.argsort([subjects[label].name for label in labels], kind="stable")
+        return loaded.chips[order], [subjects[labels[row]].name for row in order.tolist()]
 
     def _code_key(self) -> bytes:
         """The site's own secret for codebook codes; made once."""

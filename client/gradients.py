@@ -23,6 +23,7 @@ from common.parameters import layout_of, trainable_parameters
 # Above this many floats a chunk of per-person gradients no longer fits the cache and memory well.
 _VMAP_FLOATS: Final = 2**25
 _VMAP_PARAMETERS: Final = 20_000
+_VMAP_PERSONS: Final = 64
 
 
 class GradientEngine(Protocol):
@@ -75,14 +76,12 @@ def person_vmap(
         return loss(embeddings[None], present[None], code[None], others).sum()
 
     per_person = vmap(grad(one_loss), in_dims=(None, 0, 0, 0), randomness="error")
-    chunk = max(1, _VMAP_FLOATS // dimension)
+    chunk = max(1, min(_VMAP_PERSONS, _VMAP_FLOATS // dimension))
 
     def gradients() -> Iterator[Tensor]:
         for start in range(0, len(batch), chunk):
-            rows = slice(start, start + chunk)
-            found = per_person(
-                parameters, batch.inputs[rows], batch.present[rows], batch.codes[rows]
-            )
+            part = batch.part(start, chunk)
+            found = per_person(parameters, part.inputs, part.present, part.codes)
             yield from torch.cat([found[name].flatten(1) for name in parameters], dim=1)
 
     return clip_by_person(gradients(), dimension, max_grad_norm)

@@ -6,6 +6,7 @@ be answered with another run's constants.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,8 @@ from common.config import digest, from_json, to_json
 from common.contract import Contract
 from common.errors import InputError
 from common.storage import make_private_directory, write_private
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Unprepared(InputError):  # noqa: N818 - names a state
@@ -50,10 +53,12 @@ def store_public(directory: Path, part: PublicPart) -> str:
 def load_public(directory: Path, name: str) -> PublicPart:
     """Return a stored public part; absent: Unprepared."""
     path = directory / f"{name}.safetensors"
-    if not path.exists():
-        raise Unprepared(f"the public part {name[:12]} of the run has not arrived")
+    if not _DIGEST.fullmatch(name) or not path.exists():
+        raise Unprepared(f"the public part {name[:12]!r} of the run has not arrived")
     with safetensors.safe_open(str(path), framework="pt") as file:
         contract = from_json(Contract, file.metadata()["contract"], where="stored contract")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if digest(contract) != name:
+        raise Unprepared(f"the public part {name[:12]!r} was stored for another contract")
     inputs = tensors.pop("inputs")
     return PublicPart(contract, {k.removeprefix("state."): v for k, v in tensors.items()}, inputs)

@@ -2,7 +2,7 @@
 
 The order is the guarantee: reserve in the ledger (durable), then compute, then store the release,
 then commit, then answer. A retry of the same request after a crash gives the same bytes: before
-the commit the round's key is still in `round.key`, after it the release is in `outbox.npy`.
+the release is stored the round's key is in `round-N.key`, from then on it is in `release-N.f32`.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Site:
         """Return the site, with its ledger created if there is none yet."""
         if not (directory / Ledger.FILE_NAME).exists():
             Ledger.create(directory, Genesis(delta=plan.delta, epsilon=plan.epsilon))
+        with Ledger.open(directory) as ledger:
+            plan.check_against(ledger)
         return Site(directory, plan, round_key or SecretRoundKey())
 
     def train(
@@ -109,8 +111,12 @@ class Site:
                 )
                 released = self._compute(prepare(), contract, vector, keys)
                 write_private(self._outbox_path(reservation), released.tobytes())
-            if ledger.committed(reservation) is None:
-                ledger.commit(reservation, hashlib.sha256(released.tobytes()).hexdigest())
+            release = hashlib.sha256(released.tobytes()).hexdigest()
+            committed = ledger.committed(reservation)
+            if committed is None:
+                ledger.commit(reservation, release)
+            elif committed != release:
+                raise Refused(f"the stored release of round {round_} was changed")
             self._forget(reservation)
         return Update(contract.run_id, model_id, round_, released)
 
@@ -153,7 +159,7 @@ class Site:
         return key
 
     def _forget(self, reservation: Reservation) -> None:
-        """Destroy keys of committed rounds, and releases older than the last one."""
+        """Destroy all keys, since the last release is stored, and all releases but that one."""
         for path in self.directory.glob("round-*.key"):
             path.unlink()
         for path in self.directory.glob("release-*.f32"):

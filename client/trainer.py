@@ -14,7 +14,7 @@ from client.optimizer import PersonOptimizer
 from common.contract import Contract
 from common.losses import PersonLoss, PublicSide, create_loss
 from common.mechanism import ClippedSum
-from common.parameters import assign, flatten, trainable_parameters
+from common.parameters import assign, flatten, layout_of, trainable_parameters
 from common.persons import Persons
 from common.randomness import KeyStream, derive_key
 from common.sampling import sample_persons
@@ -119,8 +119,7 @@ def _clipped_sum(
 ) -> ClippedSum:
     """Clipped sum over the drawn persons, chunk by chunk; each person is in one chunk only."""
     clip = contract.privacy.max_grad_norm
-    total = torch.zeros(sum(p.numel() for p in trainable_parameters(model).values()))
-    value = total.to(torch.float64)
+    value = torch.zeros(layout_of(model).dimension, dtype=torch.float64)
     for start in range(0, len(drawn), _PERSONS_A_CHUNK):
         chunk = drawn[start : start + _PERSONS_A_CHUNK]
         batch = persons.batch(chunk, contract.images_per_person, images)

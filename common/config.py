@@ -76,7 +76,7 @@ def from_json(kind: type[T], text: str, *, where: str = "configuration") -> T:
     """Return the dataclass `kind` from JSON text; malformed text is an InputError."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from error
     return parse(kind, values, where=where)
 

@@ -8,8 +8,16 @@ from dataclasses import dataclass, field
 from common.backbones.base import TrainSet
 from common.errors import InputError
 from common.losses import LOSSES, LossConfig
-from common.mechanism import check_clip
+from common.mechanism import check_clip, check_denominator
 from common.sampling import check_sample_rate
+
+# What a hostile server may ask for at most: more would only tie up a site's memory or time.
+_LIMITS = {
+    "images_per_person": 1000,
+    "public_negatives": 100_000,
+    "rounds": 1_000_000,
+    "local_steps": 100_000,
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,7 @@ class Privacy:
             raise InputError(f"noise_multiplier must not be negative: {self.noise_multiplier}")
         if (self.epsilon is None) != (self.noise_multiplier == 0.0):
             raise InputError("epsilon is stated exactly when there is noise")
-        if not (math.isfinite(self.public_denominator) and self.public_denominator > 0):
-            raise InputError(f"public_denominator must be positive: {self.public_denominator}")
+        check_denominator(self.public_denominator)
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,12 @@ class Contract:
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        for name in ("images_per_person", "public_negatives", "rounds", "local_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, most in _LIMITS.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise InputError(f"{name} must lie in 1 to {most}, not {getattr(self, name)}")
+        for name, limit in (("temperature", 1e3), ("margin", 2.0)):
+            if not 0.0 <= getattr(self.loss, name) <= limit:
+                raise InputError(f"{name} must lie in 0 to {limit:g}: {getattr(self.loss, name)}")
         if self.loss.name not in LOSSES:
             raise InputError(f"unknown loss {self.loss.name!r}", hint=f"one of {', '.join(LOSSES)}")
         if not (math.isfinite(self.local_learning_rate) and self.local_learning_rate > 0):

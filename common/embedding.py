@@ -55,22 +55,26 @@ class Rows:
 def frozen_rows(
     backbone: Backbone, frozen: nn.Module, chips: Tensor, progress: Progress = silent
 ) -> Tensor:
-    """uint8 chips [N, S, S, 3] -> the frozen module's output [N, ...], no gradient; N >= 1.
+    """uint8 chips [N, S, S, 3] -> the frozen module's output [N, ...], no gradient.
 
-    Any module that takes the backbone's pixels: its frozen part, or the whole network.
+    Any module that takes the backbone's pixels: its frozen part, or the whole network. The last
+    batch is filled up with black chips: the rounding of an image's row must not depend on how many
+    images there are.
     """
     module = frozen.to(memory_format=_LAYOUT)
 
     def run(start: int) -> Tensor:
         with torch.no_grad():
-            pixels = backbone.preprocess(chips[start : start + _BATCH])
+            batch = chips[start : start + _BATCH]
+            missing = chips.new_zeros(_BATCH - len(batch), *chips.shape[1:])
+            pixels = backbone.preprocess(torch.cat([batch, missing]))
             rows: Tensor = module(pixels.contiguous(memory_format=_LAYOUT))
-        return rows
+        return rows[: len(batch)]
 
     parts = []
     cores = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for number, part in enumerate(pool.map(run, range(0, len(chips), _BATCH)), start=1):
+        for number, part in enumerate(pool.map(run, range(0, max(len(chips), 1), _BATCH)), start=1):
             parts.append(part)
             progress(min(number * _BATCH, len(chips)), len(chips))
     return torch.cat(parts)

@@ -35,6 +35,22 @@ class PersonBatch:
     def __len__(self) -> int:
         return int(self.inputs.shape[0])
 
+    def part(self, start: int, persons: int) -> PersonBatch:
+        """Return `persons` persons from `start` on, filled up with absent ones at the end.
+
+        Always the same shape: the rounding of a matrix product depends on its shape, and a
+        person's gradient must not depend on how many others there are, not even in its last bit.
+        """
+        rows = slice(start, start + persons)
+        missing = persons - len(self.codes[rows])
+
+        def filled(values: Tensor) -> Tensor:
+            if missing == 0:
+                return values[rows]
+            return torch.cat([values[rows], values.new_zeros(missing, *values.shape[1:])])
+
+        return PersonBatch(filled(self.inputs), filled(self.present), filled(self.codes))
+
     def person(self, index: int) -> PersonBatch:
         """Return the batch of one person, [1, K, ...]."""
         rows = slice(index, index + 1)

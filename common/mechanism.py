@@ -24,6 +24,7 @@ from common.randomness import KeyStream
 # A factor computed in floating point may overshoot C by a few units in the last place; the
 # margin is larger than that and costs a millionth of the signal.
 _ROUNDING_MARGIN = 1.0 - 1e-6
+_SMALLEST = 1e-6
 # Noised values lie on a public grid of this fraction of the noise's standard deviation, so that
 # their low bits do not tell which noise values floating point can reach (Mironov 2012).
 _GRID = 2.0**-12
@@ -51,15 +52,20 @@ class NoisedSum:
 
     def mean(self, public_denominator: float) -> Tensor:
         """Return the sum over a public constant, float64 [d]; never over a private count."""
-        if not (math.isfinite(public_denominator) and public_denominator > 0):
-            raise InputError(f"the public denominator must be positive, not {public_denominator}")
+        check_denominator(public_denominator)
         return self.value / public_denominator
 
 
 def check_clip(max_grad_norm: float) -> None:
-    """Raise InputError unless C is positive and finite."""
-    if not (math.isfinite(max_grad_norm) and max_grad_norm > 0):
-        raise InputError(f"max_grad_norm must be positive and finite, not {max_grad_norm}")
+    """Raise InputError unless C lies in [1e-6, 1e6]: beyond, floats round by more than they say."""
+    if not _SMALLEST <= max_grad_norm <= 1 / _SMALLEST:
+        raise InputError(f"max_grad_norm must lie between 1e-6 and 1e6, not {max_grad_norm}")
+
+
+def check_denominator(public_denominator: float) -> None:
+    """Raise InputError unless the denominator lies in [1e-6, 1e12]."""
+    if not _SMALLEST <= public_denominator <= 1e12:
+        raise InputError(f"public_denominator must lie in [1e-6, 1e12], not {public_denominator}")
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
@@ -79,7 +85,8 @@ def clip_by_person(gradients: Iterable[Tensor], dimension: int, max_grad_norm: f
 
     `gradients` is consumed one person at a time. No person gives the zero vector; a zero gradient
     adds zero; one with a NaN or an infinity adds zero. Float64 keeps the rounding of the sum, which
-    differs between neighbouring data sets, below 1e-9 C for a million persons.
+    differs between neighbouring data sets, below 1e-9 C for a million persons; that the gradients
+    themselves do not differ is the engine's part (`PersonBatch.part`).
     """
     check_clip(max_grad_norm)
     total = torch.zeros(dimension, dtype=torch.float64)

@@ -59,4 +59,7 @@ def from_npy(data: bytes) -> NDArray[np.generic]:
     if len(data) - end != math.prod(shape) * dtype.itemsize:
         raise InputError("the bytes are not an array of numbers: not as many as the shape says")
     values: NDArray[np.generic] = np.frombuffer(data, dtype=dtype, offset=end)
-    return values.reshape(shape, order="F" if fortran == b"True" else "C")
+    try:
+        return values.reshape(shape, order="F" if fortran == b"True" else "C")
+    except ValueError as error:  # a side of zero beside ones that no address space holds
+        raise InputError(f"the bytes are not an array of numbers: {error}") from error

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from common.accounting import cross_checked_epsilon, noise_multiplier_for
 from common.contract import Contract, Privacy
-from common.errors import BudgetExceeded, InputError
+from common.errors import BudgetExceeded, InputError, Refused
 from common.ledger import Ledger, Reservation
-from common.spending import event_of, spent
+from common.spending import event_of, reserved
 
 # An epsilon recomputed elsewhere may differ in its last digits from the one the noise was found
 # for; the noise multiplier is rounded up by more than this.
@@ -62,6 +62,23 @@ class PrivacyPlan:
     delta: float
     allow_not_private: bool = False
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0 and 0.0 < self.delta < 1.0):
+            raise InputError(
+                f"a budget of epsilon {self.epsilon} at delta {self.delta} bounds nothing",
+                hint="epsilon is finite and not negative, delta lies between 0 and 1",
+            )
+
+    def check_against(self, ledger: Ledger) -> None:
+        """Raise Refused where the plan allows more than the ledger was made for."""
+        genesis = ledger.genesis
+        if self.delta != genesis.delta or self.epsilon > genesis.epsilon:
+            raise Refused(
+                f"the plan allows epsilon {self.epsilon:g} at delta {self.delta:g}, the ledger "
+                f"{genesis.epsilon:g} at {genesis.delta:g}",
+                hint="a ledger's budget is for good: lower the plan, never the ledger",
+            )
+
     def reserve(
         self, ledger: Ledger, contract: Contract, round_: int, request_digest: str, *, secret: bool
     ) -> Reservation:
@@ -71,6 +88,7 @@ class PrivacyPlan:
         request again returns its first reservation and spends nothing; another request for the
         same run and round is refused by the ledger.
         """
+        self.check_against(ledger)
         privacy = contract.privacy
         private = secret and privacy.noise_multiplier > 0.0
         if not private and not self.allow_not_private:
@@ -93,7 +111,7 @@ class PrivacyPlan:
     def _check(self, reservations: Sequence[Reservation]) -> None:
         if self.allow_not_private and not all(r.private for r in reservations):
             return
-        total = spent(reservations, self.delta)
+        total = reserved(reservations, self.delta)
         if total > self.epsilon * (1.0 + _RELATIVE_SLACK):
             raise BudgetExceeded(
                 f"the round would bring epsilon to {total:.4f} of {self.epsilon:.4f} allowed "

@@ -1,6 +1,7 @@
-"""The recommended constants of private training: one recipe, chosen on public grounds.
+"""The recommended constants of private training: one recipe a trainable set.
 
-They were found on degraded LFW images (docs/levers.md) and are never tuned on a site's data.
+They were found on degraded LFW images, on the splits that docs/levers.md reports, and are never
+tuned on a site's data.
 """
 
 from __future__ import annotations

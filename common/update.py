@@ -73,7 +73,7 @@ class Expected:
 def check_header(header: Mapping[str, object], expected: Expected) -> None:
     """Raise UpdateRejected unless the header has exactly the whitelisted fields and values."""
     if set(header) != set(_HEADER):
-        odd = sorted(set(header) ^ set(_HEADER))
+        odd = _some(set(header) ^ set(_HEADER))
         raise UpdateRejected(f"header fields {odd} are missing or not on the whitelist")
     wanted = Update(expected.run_id, expected.model_id, expected.round, np.empty(0, np.float32))
     for name, value in wanted.header().items():
@@ -84,7 +84,7 @@ def check_header(header: Mapping[str, object], expected: Expected) -> None:
 def check_arrays(arrays: Mapping[str, NDArray[np.generic]], layout: Layout) -> NDArray[np.float32]:
     """Return the flat delta [d] of well-formed arrays; anything else is UpdateRejected."""
     if tuple(sorted(arrays)) != tuple(sorted(layout.names)):
-        odd = sorted(set(arrays) ^ set(layout.names))[:3]
+        odd = _some(set(arrays) ^ set(layout.names))
         raise UpdateRejected(f"arrays {odd} are missing or not trainable parameters")
     parts = []
     for name, shape in zip(layout.names, layout.shapes, strict=True):
@@ -97,6 +97,11 @@ def check_arrays(arrays: Mapping[str, NDArray[np.generic]], layout: Layout) -> N
             raise UpdateRejected(f"{name} holds a NaN or an infinity")
         parts.append(array.reshape(-1))
     return np.concatenate(parts)
+
+
+def _some(names: set[str]) -> list[str]:
+    """A few names for an error text, which a hostile site must not make long."""
+    return [name[:80] for name in sorted(names)[:3]]
 
 
 def check_refusal(header: Mapping[str, object], expected: Expected) -> Refusal:

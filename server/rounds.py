@@ -104,6 +104,11 @@ def run_rounds(
             _stop(round_, accepted, rejected, federation.minimum_sites)
         delta = AGGREGATORS[federation.aggregator](accepted)
         state = advance(done.state, delta, federation.optimizer, contract.rounds)
+        if not np.isfinite(state.global_parameters()).all():
+            raise RoundFailed(
+                f"round {round_} would leave the model with numbers that are not finite",
+                hint="a site may be hostile: go on from the last round with --aggregator median",
+            )
         scores = evaluate(round_, state.released())
         seconds = time.monotonic() - started
         record = RoundRecord(round_, len(accepted), tuple(rejected), seconds, scores)
@@ -204,7 +209,8 @@ def read_update(reply: Message, expected: Expected) -> NDArray[np.float32]:
     if set(content) == {"header"} and "refusal" in header:
         raise UpdateRejected(f"refused: {check_refusal(header, expected)}")
     if set(content) != {"header", "update"} or "update" not in content.array_records:
-        raise UpdateRejected(f"records {sorted(content)} are not on the whitelist")
+        odd = [name[:80] for name in sorted(content)[:3]]
+        raise UpdateRejected(f"records {odd} are not on the whitelist")
     check_header(header, expected)
     return check_arrays(_decode(content.array_records["update"], expected.layout), expected.layout)
 
@@ -223,5 +229,5 @@ def _decode(record: ArrayRecord, layout: Layout) -> dict[str, NDArray[np.generic
         try:
             arrays[name] = from_npy(array.data)
         except InputError as error:
-            raise UpdateRejected(f"{name[:80]} cannot be decoded: {error.message}") from error
+            raise UpdateRejected(f"{name[:80]!r} cannot be decoded: {error.message}") from error
     return arrays

@@ -96,10 +96,14 @@ class Material:
     """All that both sides of a simulated federation are built from.
 
     `sites` is one group of private faces a site; `bank` and `test` are public to the experiment.
+    `declared` is how many private persons were dealt to the sites before any of their images was
+    looked at: the public number, where how many turned out usable is not. `skipped` are public
+    images only, for the same reason.
     """
 
     backbone: Backbone
     split: PersonSplit
+    declared: int
     sites: tuple[Faces, ...]
     bank: Faces
     test: Faces
@@ -129,7 +133,7 @@ def _synthetic(experiment: Experiment, backbone: Backbone) -> Material:
     rows: dict[str, list[int]] = {name: [] for name in names}
     for row, subject in enumerate(people.subjects.tolist()):
         rows[names[subject]].append(row)
-    return _assemble(backbone, parts, chips, rows, ())
+    return _assemble(backbone, parts, len(parts.private), chips, rows, ())
 
 
 def _from_folder(
@@ -157,8 +161,10 @@ def _from_folder(
     for row, path in enumerate(loaded.paths):
         rows.setdefault(owner[path], []).append(row)
     kept = _usable(parts, rows)
-    ignored = tuple(entry for folder in by_name.values() for entry in folder.skipped)
-    return _assemble(backbone, kept, chips, rows, (*ignored, *loaded.skipped))
+    public = {*parts.bank, *parts.test}
+    ignored = [e for name, folder in by_name.items() if name in public for e in folder.skipped]
+    unused = [entry for entry in loaded.skipped if owner[entry.path] in public]
+    return _assemble(backbone, kept, len(parts.private), chips, rows, (*ignored, *unused))
 
 
 def _some(folder: SubjectFolder, seed: int) -> SubjectFolder:
@@ -189,6 +195,7 @@ def _usable(parts: PersonSplit, rows: Mapping[str, Sequence[int]]) -> PersonSpli
 def _assemble(
     backbone: Backbone,
     parts: PersonSplit,
+    declared: int,
     chips: NDArray[np.uint8],
     rows: Mapping[str, Sequence[int]],
     skipped: tuple[Skipped, ...],
@@ -201,4 +208,5 @@ def _assemble(
         )
 
     sites = tuple(faces(site) for site in parts.sites)
-    return Material(backbone, parts, sites, faces(parts.bank), faces(parts.test), skipped)
+    bank, test = faces(parts.bank), faces(parts.test)
+    return Material(backbone, parts, declared, sites, bank, test, skipped)

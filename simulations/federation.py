@@ -82,8 +82,7 @@ def build(experiment: Experiment, run_id: str, directory: Path, material: Materi
         epsilon=experiment.epsilon,
         delta=experiment.delta,
         sample_rate=experiment.sample_rate,
-        # What the experimenter declares is public: how many persons were asked for.
-        persons_per_site=(experiment.persons or len(material.split.private)) / experiment.sites,
+        persons_per_site=material.declared / experiment.sites,
         aggregator=experiment.aggregator,
         seed=experiment.seed,
         minimum_sites=1,

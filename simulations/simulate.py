@@ -164,9 +164,9 @@ def _privacy(simulation: Simulation, ledgers: list[tuple[Reservation, ...]]) -> 
     elif experiment.seeded_noise:
         not_private = "the noise came from a public seed (--insecure-seeded-noise)"
     spending = _spending(simulation, ledgers)
-    worst = None
-    if not not_private:
-        worst = max(site.epsilon for site in spending if site.epsilon is not None)
+    stated = [site.epsilon for site in spending if site.epsilon is not None]
+    # One site without a bound leaves its persons without one.
+    worst = None if not_private or len(stated) < len(spending) else max(stated)
     return PrivacyRecord(
         unit=_UNIT,
         adjacency=_ADJACENCY,
@@ -232,7 +232,7 @@ def _settings(simulation: Simulation) -> tuple[Setting, ...]:
     }
     values |= {
         "data": "synthetic" if experiment.data is None else experiment.data.name,
-        "private persons": str(len(material.split.private)),
+        "private persons": str(material.declared),
         "public persons": str(len(material.split.bank)),
         "test persons": str(len(material.split.test)),
         "test images": str(len(material.test.chips)),

@@ -11,7 +11,7 @@ import pytest
 from common.errors import BudgetExceeded, InputError
 from common.ledger import Genesis, Ledger, verify
 from common.plan import PrivacyPlan, calibrate, epsilon_after
-from common.spending import spent
+from common.spending import reserved, spent
 from tests.test_site import CONTRACT
 
 PLAN = PrivacyPlan(epsilon=2.0, delta=1e-4)
@@ -43,8 +43,9 @@ def test_the_agreed_rounds_fit_and_one_more_is_refused_and_leaves_no_trace(site:
     assert (site / Ledger.FILE_NAME).read_bytes() == before
 
 
-def test_two_runs_on_one_ledger_add_up(site: Path) -> None:
-    wide = dataclasses.replace(PLAN, epsilon=10.0)
+def test_two_runs_on_one_ledger_add_up(tmp_path: Path) -> None:
+    site, wide = tmp_path / "wide", dataclasses.replace(PLAN, epsilon=10.0)
+    Ledger.create(site, Genesis(delta=1e-4, epsilon=10.0))
     for run_id in ("first", "second"):
         for round_ in range(1, CONTRACT.rounds + 1):
             ask(site, round_, run_id, wide)
@@ -120,3 +121,17 @@ def test_a_budget_that_promises_nothing_is_refused(epsilon: float, delta: float)
             epsilon=epsilon, delta=delta, rounds=1, local_steps=1, max_grad_norm=1.0,
             sample_rate=1.0, public_denominator=1.0,
         )  # fmt: skip
+
+
+def test_sampled_runs_of_different_noise_are_decided_by_the_renyi_bound(tmp_path: Path) -> None:
+    """A server that picks the noise of the next run knowing the last gains nothing by it."""
+    site = tmp_path / "site"
+    Ledger.create(site, Genesis(delta=1e-4, epsilon=50.0))
+    for run_id, noise in (("first", 1.5), ("second", 2.0)):
+        privacy = dataclasses.replace(CONTRACT.privacy, noise_multiplier=noise, sample_rate=0.2)
+        contract = dataclasses.replace(CONTRACT, run_id=run_id, privacy=privacy)
+        with Ledger.open(site) as ledger:
+            PrivacyPlan(50.0, 1e-4).reserve(ledger, contract, 1, run_id, secret=True)
+        found = verify(site).reservations
+        tight, safe = spent(found, 1e-4), reserved(found, 1e-4)
+        assert (safe > tight) == (run_id == "second")

@@ -1,0 +1,198 @@
+"""What a hostile server or site might send, and a neighbour nobody expects: none gets further."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from PIL import Image
+from torch import nn
+
+from client.book_keeping import book_keeping
+from client.deployment import open_folder_site
+from client.preparation import PublicPart, Unprepared, load_public
+from client.site import Prepared, Site
+from common.backbones.adapter import AdapterHead, PublicStatistics
+from common.backbones.registry import create
+from common.backbones.split import frozen_part
+from common.config import from_json
+from common.contract import Contract, Privacy
+from common.embedding import frozen_rows
+from common.errors import InputError, VeilfaceError
+from common.ledger import Ledger
+from common.losses import LossConfig, PersonBatch, PublicSide, public_negatives
+from common.mechanism import clip_by_person
+from common.npy import from_npy
+from common.parameters import Layout
+from common.plan import PrivacyPlan
+from common.update import Expected, check_header
+from server.checkpoint import Checkpoint, RoundRecord, load, save
+from server.optimizer import OptimizerState
+from simulations.experiment import Experiment, gather
+from simulations.federation import build
+
+
+def npy(shape: str) -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (64 - (11 + len(header)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize("clip", [300 * 5e-324, 1e-300, 1e-7, 1e7, float("inf"), float("nan")])
+def test_a_clip_beyond_what_floats_resolve_is_refused(clip: float) -> None:
+    """At 300 times the smallest float a clipped gradient would have 3.3 times the norm."""
+    with pytest.raises(InputError, match="between 1e-6 and 1e6"):
+        clip_by_person([torch.full((1_000_000,), 0.51)], 1_000_000, clip)
+    with pytest.raises(InputError):
+        Privacy(1.0, 1e-5, 0.5, clip, 1.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"images_per_person": 10**12},
+        {"local_steps": 10**14},
+        {"rounds": 0},
+        {"public_negatives": 10**9},
+        {"loss": LossConfig(temperature=-1e300)},
+        {"loss": LossConfig(temperature=float("nan"))},
+    ],
+)
+def test_a_contract_that_would_tie_a_site_up_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        dataclasses.replace(contract("r"), **changed)
+
+
+def test_a_shape_that_no_memory_holds_is_one_error() -> None:
+    with pytest.raises(InputError):
+        from_npy(npy("(0, 999999999999999999, 999999999999999999)"))
+
+
+def test_a_site_cannot_ruin_the_checkpoint_with_long_names(tmp_path: Path) -> None:
+    try:
+        check_header({"A" * 120_000_000: 1}, Expected("r", "m", 1, Layout(("w",), ((4,),))))
+    except VeilfaceError as error:
+        text = error.message
+    done = Checkpoint(
+        "x",
+        OptimizerState.start(np.zeros(4, np.float32)),
+        (RoundRecord(1, 1, ((5, text),), 1.0, {}),),
+    )
+    save(tmp_path / "c", done)
+    load(tmp_path / "c", "x")
+
+
+def test_a_server_cannot_name_a_file_outside_the_public_folder(tmp_path: Path) -> None:
+    (tmp_path / "public").mkdir()
+    (tmp_path / "vault.safetensors").write_bytes(b"xx")
+    with pytest.raises(Unprepared):
+        load_public(tmp_path / "public", "../vault")
+
+
+def contract(run: str) -> Contract:
+    privacy = Privacy(1.0, 1e-5, 0.5, 0.1, 1.0, 10.0)
+    return Contract(run, "b", "adapter", "f", 4, 10, 5, 1, 1.0, 0.0, privacy)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta"), [(float("nan"), 1e-5), (float("inf"), 1e-5), (50.0, 1e-5), (1.0, 0.5)]
+)
+def test_a_ledgers_budget_cannot_be_widened_by_another_plan(
+    tmp_path: Path, epsilon: float, delta: float
+) -> None:
+    Site.open(tmp_path / "s", PrivacyPlan(1.0, 1e-5))
+    with pytest.raises(VeilfaceError):
+        Site.open(tmp_path / "s", PrivacyPlan(epsilon, delta))
+    with Ledger.open(tmp_path / "s") as ledger, pytest.raises(VeilfaceError):
+        PrivacyPlan(epsilon, delta).reserve(ledger, contract("r"), 1, "q", secret=True)
+    Site.open(tmp_path / "s", PrivacyPlan(0.5, 1e-5))
+
+
+def test_no_image_gives_no_row() -> None:
+    class Pixels:
+        def preprocess(self, chips: torch.Tensor) -> torch.Tensor:
+            return chips.permute(0, 3, 1, 2).float()
+
+    assert len(frozen_rows(Pixels(), nn.Identity(), torch.zeros(0, 8, 8, 3))) == 0  # type: ignore[arg-type]
+
+
+def test_deeply_nested_json_is_one_error() -> None:
+    with pytest.raises(InputError):
+        from_json(Contract, "[" * 200_000)
+
+
+def test_a_neighbour_does_not_change_the_rounding_of_others() -> None:
+    """A hostile public bank makes gradients cancel: rounding alone could then exceed the clip."""
+    torch.set_num_threads(1)
+    g = torch.Generator().manual_seed(1)
+    f, d, r, n, clip = 256, 128, 256, 100, 0.1
+    torch.manual_seed(0)
+    head = AdapterHead(
+        nn.Linear(f, d, bias=False),
+        PublicStatistics(torch.zeros(d), torch.tensor(1.0), torch.zeros(r), torch.eye(r)),
+    ).eval()
+    loss, worst = public_negatives(LossConfig()), (0.0, 0)
+
+    def total(x: torch.Tensor, public: torch.Tensor) -> torch.Tensor:
+        present = torch.ones(x.shape[:2], dtype=torch.bool)
+        batch = PersonBatch(x, present, torch.zeros(len(x), dtype=torch.long))
+        return book_keeping(head, batch, loss, PublicSide(public, False), clip).value
+
+    for persons in (8, 15, 20, 26, 28, 35, 37):
+        for _ in range(6):
+            # What a hostile server may send: pairs of public rows that differ in the map's sign.
+            public = torch.randn(n, f + r, generator=g)
+            public[n // 2 :] = public[: n // 2]
+            public[:, f:] *= 1e9
+            public[n // 2 :, f:] = -public[: n // 2, f:]
+            public = public[torch.randperm(n, generator=g)]
+            x, p = (torch.randn(k, 4, f + r, generator=g) for k in (persons, 1))
+            moved = float((total(torch.cat([p, x]), public) - total(x, public)).norm()) / clip
+            worst = max(worst, (moved, persons))
+    assert worst[0] <= 1 + 1e-6, worst
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 17, 33])
+def test_a_frozen_row_does_not_depend_on_how_many_images_there_are(count: int) -> None:
+    backbone = create("dlib-resnet")
+    rng = np.random.default_rng(0)
+    chips = torch.from_numpy(rng.integers(0, 256, (count + 1, 150, 150, 3), np.uint8))
+    frozen = frozen_part(backbone, "tail")
+    first = frozen_rows(backbone, frozen, chips)[count]
+    assert torch.equal(frozen_rows(backbone, frozen, chips[count:])[0], first)
+
+
+@pytest.mark.parametrize("content", ["nothing", "no person", "no face", "a link that leads out"])
+def test_a_site_whose_images_cannot_be_used_trains_on_nobody_and_does_not_say_so(
+    tmp_path: Path, experiment: Experiment, content: str
+) -> None:
+    """Else one person more or less would change the answer from an update to a refusal."""
+    data = tmp_path / "data"
+    data.mkdir()
+    if content == "no person":
+        (data / "notes.txt").write_text("x")
+    elif content == "no face":
+        (data / "Ann").mkdir()
+        Image.new("RGB", (120, 120)).save(data / "Ann" / "a.png")
+    elif content == "a link that leads out":
+        (data / "Ann").symlink_to("/")
+    federation = build(experiment, "r", tmp_path / "unused", gather(experiment)).federation
+    part = PublicPart(federation.contract, federation.state, federation.public_inputs)
+    node: dict[str, str | float] = {"data-dir": str(data), "state-dir": str(tmp_path / "s")}
+    node |= {"epsilon": 9.0, "delta": 1e-4}
+    opened = open_folder_site(
+        Context(run_id=1, node_id=1, node_config={**node}, state=RecordDict(), run_config={})
+    )
+    vector = torch.from_numpy(federation.initial)
+    update = opened.site.train(
+        lambda: Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part)),
+        part.contract, 1, vector,
+    )  # fmt: skip
+    noise = part.contract.privacy.noise_multiplier * part.contract.privacy.max_grad_norm
+    scale = noise / part.contract.privacy.public_denominator
+    assert float(np.std(update.delta)) == pytest.approx(scale, rel=0.1)
