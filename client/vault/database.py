@@ -156,7 +156,7 @@ def _sqlite(path: Path, *, create: bool) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
         connect_args={"timeout": _BUSY, "check_same_thread": False},
-        pool_size=4,
+        pool_size=16,
         max_overflow=-1,
     )
 
