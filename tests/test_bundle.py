@@ -165,6 +165,21 @@ def test_a_forged_archive_writes_nothing_and_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["forged.tar.gz"]
 
 
+def test_a_file_that_is_there_twice_or_in_another_folder_is_refused(
+    made: Made, tmp_path: Path
+) -> None:
+    honest = [(_member(f"fed-a/{name}"), data) for name, data in made.files().items()]
+    for name in made.files():
+        with pytest.raises(Refused):
+            _read_members(tmp_path, [(_member(f"fed-a/{name}"), b"evil"), *honest])
+    with pytest.raises(Refused, match="twice"):
+        _read_members(tmp_path, [honest[0], *honest])
+    for top in ("other/", "../", "fed-a/../", "/"):
+        moved = [(_member(m.name.replace("fed-a/", top)), data) for m, data in honest[:1]]
+        with pytest.raises(Refused):
+            _read_members(tmp_path, [*moved, *honest[1:]])
+
+
 def test_a_zip_bomb_and_what_is_no_archive_are_named_errors(tmp_path: Path) -> None:
     path = tmp_path / "odd.tar.gz"
     path.write_bytes(gzip.compress(bytes(64 << 20)))
@@ -249,6 +264,15 @@ def test_a_sealed_federation_never_falls_back_to_keys_in_the_clear(tmp_path: Pat
     with pytest.raises(InputError, match="b has no passphrase"):
         make(tmp_path / "half", passphrases=half)
     assert not (tmp_path / "half").exists()
+
+
+def test_the_passphrase_of_the_bundles_never_seals_or_opens_the_ca(tmp_path: Path) -> None:
+    bundles = Passphrases((Passphrase("", "a long secret"),))
+    make(tmp_path / "open", passphrases=bundles)
+    assert set(private_files(tmp_path / "open")) == {"ca.key", "roster.key"}
+    make(tmp_path / "sealed", passphrases=SEALED)
+    with pytest.raises(InputError, match="ca=FILE"):
+        add_sites(tmp_path / "sealed", ("c",), bundles, now=NOW)
 
 
 def test_sealed_keys_open_only_where_they_belong() -> None:

@@ -7,6 +7,7 @@ import errno
 import gzip
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -183,6 +184,17 @@ def test_a_clock_that_went_back_signs_nothing(fed: Path) -> None:
         add_sites(fed, ("c",), OPEN, now=NOW - DAY)
 
 
+def test_a_copied_folder_that_lost_its_link_is_refused_and_keeps_all_it_has(
+    fed: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(fed, copy, symlinks=False)
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(InputError, match="not a federation"):
+        add_sites(copy, ("c",), OPEN, now=NOW)
+    assert sorted(copy.rglob("*")) == before
+
+
 COMMANDS: dict[str, Callable[[Path], Any]] = {
     "add": lambda out: add_sites(out, ("c",), OPEN, now=NOW + DAY),
     "revoke": lambda out: revoke_sites(out, ("b",), OPEN, now=NOW + DAY),
@@ -233,6 +245,8 @@ def test_a_command_stopped_at_any_step_leaves_the_old_or_the_new_state(
             break
         after = shown(out) if out.exists() else None
         outcomes.add(after == before)
+        if after is None and fail:
+            assert [path for path in out.parent.rglob("*") if path.is_file()] == [], step
         if after is None:
             COMMANDS[command](out)
         elif after != before:

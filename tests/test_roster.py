@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,21 @@ def test_of_racing_processes_the_newest_roster_wins(tmp_path: Path) -> None:
         racer.join(30)
         assert racer.exitcode == 0
     assert RosterStore(tmp_path / "roster", PIN).newest(FIRST.signed(KEY)).serial == 22
+
+
+def test_a_roster_waits_for_another_process_that_is_at_it(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    context = multiprocessing.get_context("fork")
+    waiting = context.Process(target=_race, args=(tmp_path / "roster", [DOCUMENT]))
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    assert list(tmp_path.iterdir()) == []
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    waiting.join(30)
+    os.close(descriptor)
+    assert (tmp_path / "roster").read_bytes() == DOCUMENT
 
 
 def test_the_fingerprint_is_that_of_the_pinned_line() -> None:
