@@ -14,6 +14,7 @@ from rich.table import Table
 
 from client.calibration import Threshold, for_identification, for_verification
 from client.recognition import Picture, Recogniser, network_id
+from client.token_cli import token
 from client.vault import Vault
 from client.vault_options import (
     NetworkChoice,
@@ -35,6 +36,9 @@ _IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path
 @click.group()
 def template() -> None:
     """Enrol, verify and identify people; templates lie encrypted in a vault."""
+
+
+template.add_command(token)
 
 
 @template.command()

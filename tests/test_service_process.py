@@ -26,10 +26,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from client.serve_cli import serve, token
+from client.serve_cli import serve
 from client.service.load import load
 from client.service.server import Listen, is_loopback
 from client.service.tokens import SCOPES
+from client.token_cli import token
 from common.errors import InputError, Refused, VeilfaceError
 from tests.service_rig import CANARY, Site, faces, new_site
 
@@ -55,13 +56,15 @@ def _opened_by(site: Site) -> list[str]:
 
 
 @contextmanager
-def _running(site: Site, *more: str, verify: Any = True) -> Iterator[tuple[httpx.Client, Any]]:
+def _running(
+    site: Site, *more: str, verify: Any = True, first: str = ""
+) -> Iterator[tuple[httpx.Client, Any]]:
     """The command in a process; yields a client for it and the process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-c", _COMMAND, *_opened_by(site), "--port", str(port), *more],
+        [sys.executable, "-c", first + _COMMAND, *_opened_by(site), "--port", str(port), *more],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     scheme = "https" if "--tls-cert" in more else "http"
@@ -124,6 +127,13 @@ def test_no_acknowledged_enrolment_is_lost_among_many_clients(tmp_path: Path) ->
         assert report.failures == {} and report.lost == 0
         assert report.enrolled == site.vault.info.subjects > 0
         assert {case.name for case in report.cases} == {"enrol", "verify", "identify"}
+
+
+def test_who_connects_and_sends_no_request_is_hung_up_on(site: Site) -> None:
+    soon = "import client.service.server as server; server._HEADERS_WITHIN = 0.3; "
+    with _running(site, first=soon) as (client, _):
+        for said in (b"", b"GET / HTTP/1.1\r\nHost: local"):
+            assert _raw(client, said) == b""
 
 
 def test_over_tls_the_same_service_answers(site: Site, tmp_path: Path) -> None:
