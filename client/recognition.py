@@ -84,9 +84,11 @@ class Identification:
 
 
 class Recogniser:
-    """Recognises with one vault and one network; safe to call from threads.
+    """Recognises with one vault and its network; safe to call from threads.
 
-    Raises Refused where the network is not the one whose templates the vault holds.
+    While a vault moves to a new network, `previous` is the old one: it answers for who has not
+    moved yet, with its own threshold. Templates are never compared across networks. Raises Refused
+    where the network is not the one whose templates the vault holds.
     """
 
     def __init__(
@@ -95,16 +97,20 @@ class Recogniser:
         network: Network,
         detector: Detector,
         *,
+        previous: Network | None = None,
         limits: QualityLimits | None = None,
         checks: Sequence[ChipCheck] = (),
     ) -> None:
         self.vault = vault
         self.model_id = network_id(network)
-        self._network, self.detector = network, detector
+        self.detector = detector
         self.chip = network.backbone.chip
+        self._networks = {self.model_id: network}
+        if previous is not None:
+            self._networks[network_id(previous)] = previous
         self._limits, self._checks = limits or QualityLimits(), tuple(checks)
         self._lock = Lock()
-        self._index: tuple[int, Gallery, Index] | None = None
+        self._index: dict[str, tuple[int, Gallery, Index]] = {}
         if vault.info.model_id != self.model_id:
             raise Refused(
                 f"the vault holds templates of model {vault.info.model_id[:12]}, "
@@ -120,7 +126,7 @@ class Recogniser:
         """
         if not pictures:
             raise InputError("no picture to enrol", hint="give at least one image")
-        found = [self._portrait(picture) for picture in pictures]
+        found = [self._portrait(picture, self.model_id) for picture in pictures]
         for picture, seen in zip(pictures, found, strict=True):
             wrong = faults(seen.quality, self._limits)
             if wrong and not force:
@@ -136,10 +142,9 @@ class Recogniser:
 
     def verify(self, subject: str, picture: Picture) -> Decision:
         """Is this picture of that person? Needs a threshold for verification."""
-        threshold = self.threshold("verify")
-        templates = self.vault.templates(subject, self.model_id)
-        probe = self.vault.protect(self.embed(self._portrait(picture).chip[None]))
-        score = float((templates @ probe[0]).max())
+        model, templates = self._templates(subject)
+        threshold = self.threshold("verify", model)
+        score = float((templates @ self._probe(picture, model)[0]).max())
         accepted, pseudonym = score >= threshold.value, self.vault.pseudonym(subject)
         self.vault.record("verify", pseudonym, "accepted" if accepted else "rejected")
         return Decision(pseudonym, accepted, score, threshold.value, threshold.target)
@@ -149,23 +154,25 @@ class Recogniser:
         if not 1 <= candidates <= _MOST_CANDIDATES:
             raise InputError(f"ask for 1 to {_MOST_CANDIDATES} candidates, not {candidates}")
         threshold = self.threshold("identify")
-        probe = self.vault.protect(self.embed(self._portrait(picture).chip[None]))
-        ranked = self._ranked(probe, candidates)
+        ranked = self._ranked(self._probe(picture, self.model_id), candidates, self.model_id)
+        persons, warnings = len(self._searchable(self.model_id)[1].pseudonyms), list[str]()
+        for model in list(self._networks)[1:]:
+            older = self._older(picture, candidates, model, threshold.value)
+            persons += len(self._searchable(model)[1].pseudonyms)
+            if older is None:
+                warnings.append("who has not moved yet was not looked for: no threshold")
+            else:
+                ranked = tuple(sorted((*ranked, *older), key=lambda c: -c.score)[:candidates])
         best = ranked[0] if ranked and ranked[0].score >= threshold.value else None
         self.vault.record(
             "identify", best.pseudonym if best else None, "accepted" if best else "rejected"
         )
-        persons = len(self._searchable()[1].pseudonyms)
-        return Identification(
-            best, ranked, threshold.value, threshold.target, _outgrown(threshold, persons)
-        )
+        warnings += _outgrown(threshold, persons)
+        return Identification(best, ranked, threshold.value, threshold.target, tuple(warnings))
 
     def embed(self, chips: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Chips [N, S, S, 3] that pass every check -> unit-norm embeddings [N, D]."""
-        for chip in chips:
-            for check in self._checks:
-                check(chip)
-        return self.embedding_of(self._network, chips)
+        return self._embedded(chips, self.model_id)
 
     @staticmethod
     def embedding_of(network: Network, chips: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -174,9 +181,9 @@ class Recogniser:
         embeddings: NDArray[np.float32] = rows.numpy()
         return embeddings
 
-    def threshold(self, purpose: Purpose) -> Threshold:
-        """The calibrated threshold of this model; none: Refused."""
-        stored = self.vault.recall(_setting(purpose, self.model_id))
+    def threshold(self, purpose: Purpose, model: str | None = None) -> Threshold:
+        """The calibrated threshold of a model (None: the current one); none: Refused."""
+        stored = self.vault.recall(_setting(purpose, model or self.model_id))
         if stored is None:
             raise Refused(
                 f"no threshold to {purpose} with: there is no default",
@@ -191,23 +198,58 @@ class Recogniser:
         name = _setting(threshold.purpose, self.model_id)
         self.vault.remember(name, to_json(threshold).encode())
 
-    def _portrait(self, picture: Picture) -> Portrait:
-        image = decode_image(picture.data, name=picture.name)
-        return portrait(image, self.chip, self.detector, name=picture.name)
+    def _embedded(self, chips: NDArray[np.uint8], model: str) -> NDArray[np.float32]:
+        for chip in chips:
+            for check in self._checks:
+                check(chip)
+        return self.embedding_of(self._networks[model], chips)
 
-    def _searchable(self) -> tuple[int, Gallery, Index]:
-        """The gallery and its index, opened again when the vault has changed."""
+    def _portrait(self, picture: Picture, model: str) -> Portrait:
+        image = decode_image(picture.data, name=picture.name)
+        spec = self._networks[model].backbone.chip
+        return portrait(image, spec, self.detector, name=picture.name)
+
+    def _probe(self, picture: Picture, model: str) -> NDArray[np.float32]:
+        """A picture's embedding by a model, in the vault's space, [1, D]."""
+        embedding = self._embedded(self._portrait(picture, model).chip[None], model)
+        return self.vault.protect(embedding, model)
+
+    def _templates(self, subject: str) -> tuple[str, NDArray[np.float32]]:
+        """A subject's templates [n, D] and their model: the current one if there are any of it."""
+        for model in list(self._networks)[1:]:
+            try:
+                return self.model_id, self.vault.templates(subject, self.model_id)
+            except Refused:  # not moved yet
+                return model, self.vault.templates(subject, model)
+        return self.model_id, self.vault.templates(subject, self.model_id)
+
+    def _older(
+        self, picture: Picture, wanted: int, model: str, threshold: float
+    ) -> tuple[Candidate, ...] | None:
+        """Candidates among who has not moved yet; None without a threshold for the old model.
+
+        Their scores are moved so that the old threshold falls on the new one.
+        """
+        if self.vault.recall(_setting("identify", model)) is None:
+            return None
+        ahead = threshold - self.threshold("identify", model).value
+        ranked = self._ranked(self._probe(picture, model), wanted, model)
+        return tuple(Candidate(one.pseudonym, one.score + ahead) for one in ranked)
+
+    def _searchable(self, model: str) -> tuple[int, Gallery, Index]:
+        """A model's gallery and its index, opened again when the vault has changed."""
         with self._lock:
             generation = self.vault.generation
-            if self._index is None or self._index[0] != generation:
-                gallery = self.vault.gallery(self.model_id)
-                index = Index(gallery.vectors, eight_bit=self.vault.info.eight_bit)
-                self._index = (generation, gallery, index)
-            return self._index
+            if model not in self._index or self._index[model][0] != generation:
+                gallery = self.vault.gallery(model)
+                dim = self._networks[model].backbone.dim  # an empty gallery does not know it yet
+                index = Index(gallery.vectors.reshape(-1, dim), eight_bit=self.vault.info.eight_bit)
+                self._index[model] = (generation, gallery, index)
+            return self._index[model]
 
-    def _ranked(self, probe: NDArray[np.float32], wanted: int) -> tuple[Candidate, ...]:
+    def _ranked(self, probe: NDArray[np.float32], wanted: int, model: str) -> tuple[Candidate, ...]:
         """The best persons for one probe [1, D]: rows are searched until there are enough."""
-        _, gallery, index = self._searchable()
+        _, gallery, index = self._searchable(model)
         total, rows = len(gallery.vectors), 4 * wanted
         while True:
             scores, found = index.search(probe, rows)
@@ -229,7 +271,7 @@ class Recogniser:
         alike = {
             other.pseudonym
             for probe in self.vault.protect(embeddings)
-            for other in self._ranked(probe[None], 2)
+            for other in self._ranked(probe[None], 2, self.model_id)
             if other.score >= limit and other.pseudonym != own
         }
         return tuple(f"looks like {name}, who is enrolled already" for name in sorted(alike))

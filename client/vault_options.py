@@ -22,7 +22,7 @@ from common.sealing import KeyFileLock, KeyLock, PassphraseLock, TransitLock
 
 PASSPHRASE_VARIABLE = "VEILFACE_PASSPHRASE"
 TOKEN_VARIABLE = "VEILFACE_TRANSIT_TOKEN"
-_NETWORK = "network"
+_NETWORK, _PREVIOUS = "network", "network before"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,10 @@ class NetworkChoice:
         return DlibDetector() if self.yunet is None else YuNetDetector(self.yunet)
 
     def keep(self, vault: Vault) -> None:
-        """Remember the choice in the vault."""
+        """Remember the choice in the vault, and the one before it for who has not moved yet."""
+        before = vault.recall(_NETWORK)
+        if before is not None:
+            vault.remember(_PREVIOUS, before)
         vault.remember(_NETWORK, to_json(self).encode())
 
 
@@ -147,11 +150,21 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def recogniser(vault: Vault) -> Recogniser:
     """The recogniser of a vault with the network that was chosen for it."""
-    stored = vault.recall(_NETWORK)
-    if stored is None:
+    choice, before = _chosen(vault, _NETWORK), None
+    if choice is None:
         raise InputError("the vault names no network", hint="make it with 'veilface template init'")
-    choice = from_json(NetworkChoice, stored.decode(), where="stored network")
-    return Recogniser(vault, choice.network(), choice.detector())
+    if vault.info.stale:
+        before = _chosen(vault, _PREVIOUS)
+    return Recogniser(
+        vault, choice.network(), choice.detector(), previous=before.network() if before else None
+    )
+
+
+def _chosen(vault: Vault, name: str) -> NetworkChoice | None:
+    stored = vault.recall(name)
+    if stored is None:
+        return None
+    return from_json(NetworkChoice, stored.decode(), where=f"stored {name}")
 
 
 def new_vault(

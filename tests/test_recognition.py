@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client.calibration import for_identification, for_verification
+from client.calibration import Threshold, for_identification, for_verification
 from client.recognition import Picture, Recogniser, network_id
 from client.vault import Vault
 from common.dataset import images_of, list_subjects, load_chips
@@ -153,7 +153,47 @@ def test_a_check_between_face_and_embedding_can_refuse(engine: Recogniser) -> No
     def printed(chip: NDArray[np.uint8]) -> None:
         raise Refused("this looks like a printed face")
 
-    guarded = Recogniser(engine.vault, engine._network, DlibDetector(), checks=(printed,))
+    guarded = Recogniser(
+        engine.vault, public_network("dlib-resnet", None), DlibDetector(), checks=(printed,)
+    )
     with pytest.raises(Refused, match="printed face"):
         guarded.enrol(ENROLLED[0], pictures(ENROLLED[0], 1, 1), force=True)
     assert engine.vault.info.templates == 0
+
+
+WEIGHTS = LFW.parents[2] / "weights" / "mobilefacenet_foamliu.pt"
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the MobileFaceNet weights are not in ../shared")
+def test_while_a_vault_moves_to_a_new_model_both_answer(
+    engine: Recogniser,
+    network: Network,
+    public: tuple[NDArray[np.float32], NDArray[np.int64]],
+) -> None:
+    filled(calibrated(engine, public))
+    newer = public_network("mobilefacenet", WEIGHTS)
+    moved = engine.vault.change_model(
+        network_id(newer), lambda chips: Recogniser.embedding_of(newer, chips)
+    )
+    assert len(moved.must_enrol) == len(ENROLLED)
+    both = Recogniser(engine.vault, newer, DlibDetector(), previous=network)
+    (probe,) = pictures("Colin_Powell", 4, 1)
+    with pytest.raises(Refused, match="no threshold to identify"):
+        both.identify(probe)
+    for made in (
+        Threshold("verify", 1e-3, 0.45, 0.0, 1.0, 1, 1, 0, both.model_id, "chosen"),
+        Threshold("identify", 0.05, 0.5, 0.0, 1.0, 1, 1, 9, both.model_id, "chosen"),
+    ):
+        both.use(made)
+    both.enrol("Ariel_Sharon", pictures("Ariel_Sharon", 1, 2), force=True)
+    for person in ENROLLED:
+        (probe,) = pictures(person, 4, 1)
+        assert both.verify(person, probe).accepted, person
+        assert not both.verify(person, pictures("Hugo_Chavez", 1, 1)[0]).accepted
+        found = both.identify(probe)
+        assert found.accepted is not None
+        assert found.accepted.pseudonym == both.vault.pseudonym(person)
+    assert both.identify(pictures("Hugo_Chavez", 1, 1)[0]).accepted is None
+    alone = Recogniser(engine.vault, newer, DlibDetector())
+    with pytest.raises(Refused, match="no template of the model"):
+        alone.verify("Colin_Powell", probe)
