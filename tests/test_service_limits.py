@@ -65,6 +65,13 @@ def test_guessing_is_slowed_down_and_a_good_token_goes_on(site: Site) -> None:
     assert site.ask("GET", "/v1/token", site.token("verify")).status_code == 200
 
 
+def test_who_has_no_token_gets_a_share_too(site: Site) -> None:
+    site.serve(Settings(visitor_rate=0.01, visitor_burst=3))
+    answers = [site.ask("GET", path) for path in ("/", "/v1/health", "/docs", "/v1/health")]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert site.ask("GET", "/v1/token", site.token("verify")).status_code == 200
+
+
 def test_a_full_service_says_so_and_loses_nothing_that_it_took(site: Site) -> None:
     site.serve(Settings(at_once=1, waiting=2))
     token = site.token(*SCOPES)

@@ -95,16 +95,18 @@ class Guard:
         headers, service = Headers(scope=scope), self._service
         if _name(headers.get("host", "")) not in service.settings.hosts:
             raise Declined(400, "unknown host", hint="start the service with --allow-host")
-        if scope["path"] not in self._open:
+        address = network_of(scope["client"][0] if scope.get("client") else "")
+        if scope["path"] in self._open:
+            wait = service.visitors.take(address)
+        else:
             scheme, _, text = headers.get("authorization", "").partition(" ")
             token = service.tokens.find(text.strip() if scheme.lower() == "bearer" else "")
             if token is None:
-                address = scope["client"][0] if scope.get("client") else ""
-                slow = _slow_down(service.failures.take(network_of(address)))
-                raise slow or Declined(401, "not authorised")
+                _slow_down(service.failures.take(address))
+                raise Declined(401, "not authorised")
             exchange.token, scope["veilface.token"] = token.id, token
-            if slow := _slow_down(service.requests.take(token.id)):
-                raise slow
+            wait = service.requests.take(token.id)
+        _slow_down(wait)
         declared = headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > service.settings.max_body:
             raise _too_large(service.settings.max_body)
@@ -157,8 +159,9 @@ def _name(host: str) -> str:
     return (bare if colon and port.isdecimal() else host).lower()
 
 
-def _slow_down(wait: float) -> Declined | None:
-    return Declined(429, "too many requests", retry_after=wait) if wait else None
+def _slow_down(wait: float) -> None:
+    if wait:
+        raise Declined(429, "too many requests", retry_after=wait)
 
 
 def _too_large(limit: int) -> Declined:

@@ -21,6 +21,7 @@ class Settings:
         timeout: seconds from a request's first byte to the end of its answer.
         rate, burst: requests a second of one token, and how many may come at once.
         failure_rate, failure_burst: the same for failed authentications of one address.
+        visitor_rate, visitor_burst: the same for one address' requests that need no token.
         at_once, waiting: recognitions that run, and that wait for one that runs.
     """
 
@@ -34,5 +35,7 @@ class Settings:
     burst: int = 200
     failure_rate: float = 0.2
     failure_burst: int = 20
+    visitor_rate: float = 50.0
+    visitor_burst: int = 300
     at_once: int = field(default_factory=lambda: os.cpu_count() or 1)
     waiting: int = 200

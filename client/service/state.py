@@ -21,7 +21,8 @@ class Service:
     Attributes:
         recognitions: threads for work that looks at images.
         storage: threads for work that only reads or writes the vault.
-        requests, failures: rate limits by token id, and by address for failed authentications.
+        requests, failures, visitors: rate limits by token id, and by address for failed
+            authentications and for what needs no token.
     """
 
     recogniser: Recogniser
@@ -33,6 +34,7 @@ class Service:
     storage: Workers
     requests: Buckets
     failures: Buckets
+    visitors: Buckets
 
     @classmethod
     def of(cls, recogniser: Recogniser, settings: Settings, journal: Journal) -> Service:
@@ -52,6 +54,7 @@ class Service:
             Workers(_STORAGE_THREADS, settings.waiting),
             Buckets(settings.rate, settings.burst),
             Buckets(settings.failure_rate, settings.failure_burst),
+            Buckets(settings.visitor_rate, settings.visitor_burst),
         )
 
     def close(self) -> None:
