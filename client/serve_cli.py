@@ -30,9 +30,6 @@ _DEFAULTS = Settings()
     show_default=True,
     help="Requests a second of one token.",
 )
-@click.option(
-    "--at-once", type=click.IntRange(min=1), help="Recognitions at once [default: cores]."
-)
 def serve(
     options: VaultOptions,
     host: str,
@@ -41,7 +38,6 @@ def serve(
     tls_key: Path | None,
     allow_host: tuple[str, ...],
     rate: float,
-    at_once: int | None,
 ) -> None:
     """Serve a vault over REST, with a web page at / and the API's description at /docs.
 
@@ -53,9 +49,8 @@ def serve(
         tls=listen.tls,
         rate=rate,
         burst=max(1, round(2 * rate)),
-        at_once=at_once or _DEFAULTS.at_once,
     )
-    torch.set_num_threads(1)  # one recognition, one core: the pool runs as many as there are
+    torch.set_num_threads(1)
     journal = Journal()
     with options.open() as vault:
         app = create_app(recogniser(vault), settings, journal)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from client.service.answers import Declined
@@ -84,6 +85,31 @@ def test_a_full_service_says_so_and_loses_nothing_that_it_took(site: Site) -> No
     assert all(answer.headers["retry-after"] == "1" for answer in full)
     assert site.vault.info.templates == len(taken)
     assert site.ask("POST", "/v1/subjects", token, data={"subject": "one"}, files=files).is_success
+
+
+def test_a_crowd_gets_the_answers_that_each_would_get_alone(site: Site) -> None:
+    site.calibrate(0.99)
+    token = site.token(*SCOPES)
+    for number, face in enumerate(faces()):
+        data, files = {"subject": str(number)}, {"images": face}
+        assert site.ask("POST", "/v1/subjects", token, data=data, files=files).is_success
+
+    async def crowd() -> list[tuple[bool, float]]:
+        transport = httpx.ASGITransport(site.app)
+        headers = {"Authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=headers
+        ) as client:
+            asked = [
+                client.post(
+                    "/v1/verify", data={"subject": str(n % 4)}, files={"image": faces()[n % 4]}
+                )
+                for n in range(24)
+            ]
+            answers = [answer.json() for answer in await asyncio.gather(*asked)]
+        return [(answer["accepted"], answer["score"]) for answer in answers]
+
+    assert all(accepted and score > 0.9999 for accepted, score in asyncio.run(crowd()))
 
 
 def test_a_place_is_free_again_when_its_work_ends_not_when_its_caller_gives_up() -> None:
