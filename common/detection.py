@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import Any, Protocol
 
 import dlib
@@ -87,7 +87,7 @@ class DlibDetector:
         """Image [H, W, 3] RGB -> faces, without landmarks."""
         shrunk, (across, down) = _shrink(image, self.max_side)
         for doublings, score in self.tries:
-            boxes, scores, _ = _hog().run(shrunk, doublings, score)
+            boxes, scores, _ = _dlib().hog.run(shrunk, doublings, score)
             if boxes:
                 break
         corners = [(box.left(), box.top(), box.right(), box.bottom()) for box in boxes]
@@ -174,7 +174,7 @@ def dlib_landmarks(image: NDArray[np.uint8], face: Face) -> Any:
     image outer, inner; left outer, inner; nose.
     """
     left, top, right, bottom = (round(value) for value in face.box)
-    return _five_points()(image, dlib.rectangle(left, top, right, bottom))
+    return _dlib().five_points(image, dlib.rectangle(left, top, right, bottom))
 
 
 def _shrink(
@@ -205,14 +205,17 @@ def _yunet_face(row: NDArray[np.float64]) -> Face:
     return Face(box, score, (first, second, third, fourth, fifth))
 
 
-@lru_cache(maxsize=1)
-def _hog() -> Any:
-    return dlib.get_frontal_face_detector()
+class _Dlib(local):
+    """dlib's models, one set a thread: they keep work space, and crash when threads share them."""
+
+    def __init__(self) -> None:
+        self.hog: Any = dlib.get_frontal_face_detector()
+        self.five_points: Any = dlib.shape_predictor(str(packaged_file(LANDMARKS_FILE)))
 
 
 @lru_cache(maxsize=1)
-def _five_points() -> Any:
-    return dlib.shape_predictor(str(packaged_file(LANDMARKS_FILE)))
+def _dlib() -> _Dlib:
+    return _Dlib()
 
 
 @lru_cache(maxsize=4)
