@@ -47,12 +47,14 @@ class OpenSite:
         public_directory: where the public part of a run is kept.
         model: builds the trainable part and checks the frozen part's digest.
         persons: the private persons, frozen features computed; may be kept between rounds.
+        consent: raises Refused on a run that the site does not agree to.
     """
 
     site: Site
     public_directory: Path
     model: Callable[[PublicPart], nn.Module]
     persons: Callable[[PublicPart], Persons]
+    consent: Callable[[Contract], None]
 
 
 def make_app(open_site: Callable[[Context], OpenSite]) -> ClientApp:
@@ -72,6 +74,7 @@ def make_app(open_site: Callable[[Context], OpenSite]) -> ClientApp:
 
 def _prepare(message: Message, opened: OpenSite) -> RecordDict:
     contract = _contract(message)
+    opened.consent(contract)
     state = {name: _tensor(array) for name, array in message.content.array_records["state"].items()}
     inputs = _tensor(message.content.array_records["public"]["inputs"])
     name = store_public(opened.public_directory, PublicPart(contract, state, inputs))
@@ -85,6 +88,7 @@ def _tensor(array: Array) -> Tensor:
 def _train(message: Message, opened: OpenSite) -> RecordDict:
     asked = message.content.config_records["request"]
     part = load_public(opened.public_directory, str(asked["contract_digest"]))
+    opened.consent(part.contract)
     vector = from_npy(message.content.array_records["parameters"]["vector"].data)
     if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
         raise InputError("the server's parameters are not a finite float32 vector")

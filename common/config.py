@@ -52,6 +52,11 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if value not in get_args(kind):
             raise InputError(f"{where}: {value!r} is not one of {', '.join(get_args(kind))}")
         return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{where}: expected a list, not {value!r}")
+        inner = get_args(kind)[0]
+        return tuple(_value(inner, entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if dataclasses.is_dataclass(kind):
         return parse(typing.cast(type[Any], kind), value, where=where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

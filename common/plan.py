@@ -54,6 +54,7 @@ def calibrate(
 class PrivacyPlan:
     """What one site allows: a total `epsilon` at `delta` over the life of its ledger.
 
+    `epsilon_per_run`, at the same delta, also bounds what the rounds of one run spend together.
     `allow_not_private` lets a simulation without a guarantee write its rounds into a ledger, marked
     as such; a deployment never sets it.
     """
@@ -61,6 +62,7 @@ class PrivacyPlan:
     epsilon: float
     delta: float
     allow_not_private: bool = False
+    epsilon_per_run: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0 and 0.0 < self.delta < 1.0):
@@ -109,14 +111,21 @@ class PrivacyPlan:
         )
 
     def _check(self, reservations: Sequence[Reservation]) -> None:
+        """Check all reservations, the last of which is the new one."""
         if self.allow_not_private and not all(r.private for r in reservations):
             return
+        self._within(reservations, self.epsilon, "the site's budget")
+        if self.epsilon_per_run is not None:
+            run = [r for r in reservations if r.run_id == reservations[-1].run_id]
+            self._within(run, self.epsilon_per_run, "what the site allows a run")
+
+    def _within(self, reservations: Sequence[Reservation], allowed: float, what: str) -> None:
         total = reserved(reservations, self.delta)
-        if total > self.epsilon * (1.0 + _RELATIVE_SLACK):
+        if total > allowed * (1.0 + _RELATIVE_SLACK):
             raise BudgetExceeded(
-                f"the round would bring epsilon to {total:.4f} of {self.epsilon:.4f} allowed "
+                f"the round would bring epsilon to {total:.4f} of {allowed:.4f} allowed "
                 f"(delta {self.delta:g}, a person added or removed)",
-                hint="the site's budget is spent: nothing was computed or released",
+                hint=f"{what} is spent: nothing was computed or released",
             )
 
 

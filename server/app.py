@@ -25,9 +25,10 @@ from common.errors import InputError
 from common.parameters import assign
 from common.plan import epsilon_after
 from common.storage import make_private_directory
+from common.terms import TrainingConfig
 from server.checkpoint import RoundRecord
 from server.rounds import run_rounds
-from server.setup import PublicBank, TrainingConfig, cut, prepare
+from server.setup import PublicBank, cut, prepare
 
 log = logging.getLogger("veilface.server")
 app = ServerApp()

@@ -99,9 +99,9 @@ def _create(
     settings = Settings(name, Endpoint.parse(server), localhost, 365 if days is None else days)
     contract = None
     if config is not None:
-        from server.provisioning.terms import read_terms  # here: it imports torch
+        from common.terms import read_terms  # here: it imports torch
 
-        contract = read_terms(config)
+        contract = read_terms(config).to_bytes()
     return create(out, settings, sites, passphrases, contract=contract)
 
 

@@ -18,39 +18,14 @@ from common.contract import Contract
 from common.embedding import Progress, Rows, frozen_rows, silent
 from common.losses import LossConfig
 from common.parameters import flatten, layout_of
-from common.plan import calibrate
 from common.randomness import experiment_generator
 from common.recipe import recommended
+from common.terms import TrainingConfig
 from server.optimizer import OptimizerConfig
 from server.public_start import PublicRows, train_on_public
 from server.rounds import Federation
 
 CODEBOOK_SIZE: Final = 1024
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """What whoever starts a run decides; all of it is public.
-
-    Attributes:
-        epsilon: each site's budget for the run; None trains without privacy (simulations only).
-        persons_per_site: the declared number of persons, the public denominator of a full batch.
-        seed: of the public codebook.
-        minimum_sites, timeout: how few answers a round may have, and seconds to wait for them.
-    """
-
-    train_set: TrainSet
-    loss: str
-    rounds: int
-    local_steps: int
-    epsilon: float | None
-    delta: float
-    sample_rate: float
-    persons_per_site: float
-    aggregator: str
-    seed: int
-    minimum_sites: int
-    timeout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,15 +91,7 @@ def prepare(config: TrainingConfig, run_id: str, rows: Rows, bank: PublicRows) -
         local_steps=config.local_steps,
         local_learning_rate=1.0 if one_step else recipe.learning_rate,
         local_momentum=0.0 if one_step else recipe.momentum,
-        privacy=calibrate(
-            epsilon=config.epsilon,
-            delta=config.delta,
-            rounds=config.rounds,
-            local_steps=config.local_steps,
-            max_grad_norm=recipe.max_grad_norm,
-            sample_rate=config.sample_rate,
-            public_denominator=max(1.0, config.persons_per_site * config.sample_rate),
-        ),
+        privacy=config.privacy(),
         loss=LossConfig(config.loss, recipe.temperature, recipe.margin, recipe.public_gradient),
     )
     by_code = config.loss == "codebook"

@@ -28,12 +28,12 @@ from common.parameters import assign, flatten
 from common.persons import Persons, person_code
 from common.plan import PrivacyPlan
 from common.randomness import derive_key, experiment_key
+from common.terms import TrainingConfig
 from server.checkpoint import Checkpoint
 from server.rounds import Federation, Observer, run_rounds
 from server.setup import (
     CODEBOOK_SIZE,
     PublicBank,
-    TrainingConfig,
     cut,
     frozen_id,
     prepare,
@@ -113,6 +113,10 @@ def _gathered_again(experiment: Experiment) -> _Shared:
     return _Shared(material, rows, frozen_id(rows))
 
 
+def _anything(contract: Contract) -> None:
+    """Whoever simulates sites is the sites."""
+
+
 class SimulatedSites:
     """Opens a simulated site from a node's partition id; everything heavy is kept in memory.
 
@@ -151,6 +155,7 @@ class SimulatedSites:
             public_directory=self._directory / "public",
             model=self._model,
             persons=lambda part: self._of(index, part),
+            consent=_anything,
         )
 
     def _ready(self) -> _Shared:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.app_bundle import app_hash
 from common.backbones.weights import load_model
 from common.ledger import verify
 from common.spending import spent
@@ -47,6 +48,15 @@ aggregator = "mean"
 seed = 0
 minimum_sites = 2
 timeout = 120.0
+"""
+
+POLICY = """
+backbones = ["lenet"]
+epsilon = 2.0
+delta = 1e-4
+epsilon_per_run = 2.0
+rounds_per_run = 10
+code = ["{code}"]
 """
 
 
@@ -158,6 +168,8 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
         for folder in chosen:
             shutil.copytree(folder, tmp_path / name / folder.name)
     config = tmp_path / "federation.toml"
+    policy = tmp_path / "policy.toml"
+    policy.write_text(POLICY.format(code=app_hash()))
     config.write_text(TOML.format(out=tmp_path / "out", public=tmp_path / "public", rounds=ROUNDS))
     link, front = free_port(), tmp_path / "flwr-home"
     tap = Tap(link)
@@ -184,7 +196,7 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
     def supernode(name: str) -> list[str]:
         settings = (
             f'data-dir="{tmp_path / name}" state-dir="{tmp_path / "state" / name}" '
-            f'cache-dir="{tmp_path / "cache"}" aligned=true epsilon=2.0 delta=1e-4'
+            f'cache-dir="{tmp_path / "cache"}" aligned=true policy="{policy}"'
         )
         return [
             str(BIN / "flower-supernode"),
@@ -241,18 +253,17 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
         assert np.asarray(Image.open(path))[56].tobytes() not in sent
 
 
-@pytest.mark.parametrize("missing", ["data-dir", "state-dir", "epsilon", "delta"])
-def test_a_site_without_a_stated_budget_or_folder_is_refused(missing: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["data-dir", "state-dir", "policy"])
+def test_a_site_without_a_stated_policy_or_folder_is_refused(missing: str, tmp_path: Path) -> None:
     from flwr.app import Context, RecordDict
 
     from client.deployment import open_folder_site
     from common.errors import InputError
 
-    settings: dict[str, str | float] = {
+    settings: dict[str, str] = {
         "data-dir": str(tmp_path),
         "state-dir": str(tmp_path / "s"),
-        "epsilon": 1.0,
-        "delta": 1e-4,
+        "policy": str(tmp_path / "policy.toml"),
     }
     del settings[missing]
     context = Context(1, 1, dict(settings), RecordDict(), {})

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, RecordDict
 from PIL import Image
 from torch import nn
 
 from client.book_keeping import book_keeping
-from client.deployment import open_folder_site
+from client.consent import SitePolicy
+from client.folder import FolderConfig, open_folder
 from client.preparation import PublicPart, Unprepared, load_public
 from client.site import Prepared, Site
+from common.app_bundle import app_hash
 from common.backbones.adapter import AdapterHead, PublicStatistics
 from common.backbones.registry import create
 from common.backbones.split import frozen_part
@@ -183,11 +184,8 @@ def test_a_site_whose_images_cannot_be_used_trains_on_nobody_and_does_not_say_so
         (data / "Ann").symlink_to("/")
     federation = build(experiment, "r", tmp_path / "unused", gather(experiment)).federation
     part = PublicPart(federation.contract, federation.state, federation.public_inputs)
-    node: dict[str, str | float] = {"data-dir": str(data), "state-dir": str(tmp_path / "s")}
-    node |= {"epsilon": 9.0, "delta": 1e-4}
-    opened = open_folder_site(
-        Context(run_id=1, node_id=1, node_config={**node}, state=RecordDict(), run_config={})
-    )
+    policy = SitePolicy(("lenet",), 9.0, 1e-4, 9.0, 100, (app_hash(),))
+    opened = open_folder(FolderConfig(data, tmp_path / "s"), policy)
     vector = torch.from_numpy(federation.initial)
     update = opened.site.train(
         lambda: Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part)),

@@ -1,0 +1,129 @@
+"""What a site agrees to: its own policy file, checked against every run before anything is read.
+
+The server cannot widen it. The file is written by the site (or drawn from the terms in its bundle
+by someone who says that they accept them) and has no defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.app_bundle import app_hash, is_app_hash
+from common.backbones.registry import BACKBONES
+from common.config import from_toml
+from common.contract import Contract
+from common.errors import InputError, Refused
+from common.plan import PrivacyPlan, epsilon_after
+from common.terms import Terms
+
+
+@dataclass(frozen=True)
+class SitePolicy:
+    """What `policy.toml` holds.
+
+    Attributes:
+        backbones: models that this site trains.
+        epsilon, delta: budget over all runs together, for the life of the site's ledger.
+        epsilon_per_run: what one run may spend of it, at the same delta.
+        rounds_per_run: how many rounds a run may have.
+        code: hashes of the app bundles that this site takes part in; `veilface site policy` prints
+            the one of the installed code.
+    """
+
+    backbones: tuple[str, ...]
+    epsilon: float
+    delta: float
+    epsilon_per_run: float
+    rounds_per_run: int
+    code: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in self.backbones:
+            if name not in BACKBONES:
+                raise InputError(f"policy: unknown backbone {name!r}", hint=", ".join(BACKBONES))
+        for name in ("epsilon", "epsilon_per_run"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"policy: {name} must be positive and finite, not {value}")
+        if not 0.0 < self.delta < 1.0:
+            raise InputError(f"policy: delta must lie strictly between 0 and 1, not {self.delta}")
+        if self.rounds_per_run < 1:
+            raise InputError(f"policy: rounds_per_run must be at least 1: {self.rounds_per_run}")
+        if not self.code or not all(map(is_app_hash, self.code)):
+            raise InputError(
+                "policy: code must list hashes of app bundles, 64 hex digits each",
+                hint="veilface site policy prints the hash of the installed code",
+            )
+
+    @classmethod
+    def accepting(cls, terms: Terms) -> SitePolicy:
+        """Return the policy that allows one run on these terms, with the installed code."""
+        training = terms.training
+        if training.epsilon is None:
+            raise InputError("the terms state no epsilon")
+        return cls(
+            backbones=(terms.backbone,),
+            epsilon=training.epsilon,
+            delta=training.delta,
+            epsilon_per_run=training.epsilon,
+            rounds_per_run=training.rounds,
+            code=(app_hash(),),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> SitePolicy:
+        """Return the policy of a TOML file; a missing, unknown or unusable entry is named."""
+        return from_toml(cls, path)
+
+    def to_toml(self) -> str:
+        """Return the policy as a TOML file that `read` takes."""
+        lines = ["# What this site agrees to; the server cannot widen it."]
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, tuple):
+                value = "[" + ", ".join(f'"{entry}"' for entry in value) + "]"
+            lines.append(f"{name} = {value}")
+        return "\n".join(lines) + "\n"
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """The budget, as the ledger enforces it at each reservation."""
+        return PrivacyPlan(self.epsilon, self.delta, epsilon_per_run=self.epsilon_per_run)
+
+    def check_code(self, app: str) -> None:
+        """Raise Refused unless a run's bundle has an agreed hash."""
+        if app not in self.code:
+            raise Refused(
+                f"the run has the app bundle {app[:16]}..., which the policy does not list",
+                hint="after an update of Veilface on both sides, add the new hash to the policy",
+            )
+
+    def check_installed(self) -> None:
+        """Raise Refused if the code that is installed here is not what was agreed to."""
+        if app_hash() not in self.code:
+            raise Refused(
+                f"the installed Veilface is {app_hash()}, which the policy does not list",
+                hint="review the update, then add this hash to `code` in the policy",
+            )
+
+    def check(self, contract: Contract) -> None:
+        """Raise Refused unless a run is within the policy; its epsilon is recomputed."""
+        if contract.backbone not in self.backbones:
+            raise Refused(f"the policy allows no backbone {contract.backbone!r}")
+        if contract.rounds > self.rounds_per_run:
+            raise Refused(
+                f"the run has {contract.rounds} rounds, the policy allows {self.rounds_per_run}"
+            )
+        if contract.privacy.delta != self.delta:
+            raise Refused(
+                f"the run states its epsilon at delta {contract.privacy.delta:g}, "
+                f"the policy at {self.delta:g}"
+            )
+        planned = epsilon_after(contract, contract.rounds)
+        if planned > self.epsilon_per_run * (1.0 + 1e-9):
+            raise Refused(
+                f"the run would spend epsilon {planned:.4f} at delta {self.delta:g}, the policy "
+                f"allows {self.epsilon_per_run:g} a run"
+            )

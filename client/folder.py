@@ -1,0 +1,155 @@
+"""A site's own folder of faces: read when a round needs it, its features kept between rounds."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.app import OpenSite
+from client.consent import SitePolicy
+from client.preparation import PublicPart
+from client.site import Site
+from common.backbones.adapter import PublicStatistics
+from common.backbones.base import Backbone
+from common.backbones.registry import create
+from common.backbones.split import split
+from common.backbones.weights import model_id
+from common.chip_cache import ChipCache
+from common.dataset import images_of, list_subjects, load_chips
+from common.detection import DlibDetector
+from common.embedding import Rows
+from common.errors import InputError, Refused
+from common.persons import Persons, person_code
+from common.randomness import KEY_BYTES, fresh_key
+from common.storage import make_private_directory, write_private
+
+log = logging.getLogger("veilface.site")
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """Where a site's faces and state lie.
+
+    Attributes:
+        data: one folder a person, images in it.
+        state: ledger, releases and public parts; for this site alone (0700).
+        aligned: the images are aligned chips already.
+        weights: of a backbone that is not pretrained.
+        cache: folder of the sealed chip cache; None is the user's own.
+    """
+
+    data: Path
+    state: Path
+    aligned: bool = False
+    weights: Path | None = None
+    cache: Path | None = None
+
+
+def open_folder(config: FolderConfig, policy: SitePolicy) -> OpenSite:
+    """Return the site of a folder; nothing of it is read before a round needs it."""
+    folder = _Folder(config)
+    state = make_private_directory(config.state)
+    return OpenSite(
+        site=Site.open(state, policy.plan),
+        public_directory=state / "public",
+        model=lambda part: folder.rows(part).split.trainable,
+        persons=folder.persons,
+        consent=policy.check,
+    )
+
+
+class _Folder:
+    """The faces of the run that is under way: another run, or a restart, reads them again."""
+
+    def __init__(self, config: FolderConfig) -> None:
+        self._config = config
+        self._rows: tuple[PublicPart, Rows] | None = None
+        self._persons: tuple[PublicPart, Persons] | None = None
+
+    def rows(self, part: PublicPart) -> Rows:
+        """Return the backbone cut for a run; model and persons share it."""
+        if self._rows is None or self._rows[0] is not part:
+            self._rows = (part, self._cut(part))
+        return self._rows[1]
+
+    def _cut(self, part: PublicPart) -> Rows:
+        """Cut this site's own backbone and load the public state that the server sent."""
+        contract = part.contract
+        backbone = _backbone(contract.backbone, self._config.weights)
+        adapter = contract.train_set == "adapter"
+        statistics = PublicStatistics.in_state(part.state) if adapter else None
+        parts = split(backbone, contract.train_set, statistics)
+        if model_id(dict(parts.frozen.state_dict())) != contract.frozen_id:
+            raise Refused("the frozen part of the model differs from the agreed one")
+        try:
+            parts.trainable.load_state_dict(dict(part.state))
+        except RuntimeError as error:
+            raise Refused(f"the server's model does not fit {contract.backbone}") from error
+        return Rows(backbone, parts, contract.train_set)
+
+    def persons(self, part: PublicPart) -> Persons:
+        """Return this site's persons, frozen features computed; they are kept for the run."""
+        if self._persons is None or self._persons[0] is not part:
+            self._persons = (part, self._embedded(part))
+        return self._persons[1]
+
+    def _embedded(self, part: PublicPart) -> Persons:
+        """Detect, align and embed this site's images.
+
+        Whatever is wrong with them is logged here and nowhere else: the server must not be able to
+        tell a site whose images cannot be used from one whose can, so there are fewer persons then,
+        or none, and the round goes on with its noise.
+        """
+        rows = self.rows(part)
+        try:
+            chips, names = self._faces(rows)
+        except InputError as error:
+            log.error("no private image takes part: %s", error)
+            size = rows.backbone.chip.size
+            chips, names = np.zeros((0, size, size, 3), np.uint8), []
+        known = sorted(set(names))
+        key, codes = self._code_key(), max(1, len(part.inputs))
+        return Persons.group(
+            rows.of(torch.from_numpy(chips)),
+            [known.index(name) for name in names],
+            [person_code(name, key, codes) for name in known],
+            rows.prepare,
+        )
+
+    def _faces(self, rows: Rows) -> tuple[NDArray[np.uint8], list[str]]:
+        """The usable chips [N, S, S, 3] and whose they are, sorted by person."""
+        subjects = list_subjects(self._config.data)
+        with ChipCache.open(self._config.cache) as cache:
+            loaded = load_chips(
+                images_of(subjects),
+                spec=rows.backbone.chip,
+                detector=DlibDetector(),
+                cache=cache,
+                aligned=self._config.aligned,
+            )
+        for entry in loaded.skipped:
+            log.warning("not used: %s: %s", entry.path, entry.reason)
+        labels = np.asarray(loaded.labels(subjects), dtype=np.int64)
+        order = np.argsort([subjects[label].name for label in labels], kind="stable")
+        return loaded.chips[order], [subjects[labels[row]].name for row in order.tolist()]
+
+    def _code_key(self) -> bytes:
+        """The site's own secret for codebook codes; made once."""
+        path = self._config.state / "codes.key"
+        if not path.exists():
+            write_private(path, fresh_key())
+        key = path.read_bytes()
+        if len(key) != KEY_BYTES:
+            raise InputError(f"{path} is damaged")
+        return key
+
+
+@lru_cache(maxsize=1)
+def _backbone(name: str, weights: Path | None) -> Backbone:
+    return create(name, weights=weights)

@@ -1,0 +1,99 @@
+"""The terms of training: what whoever starts a run decides, and what a site is asked to agree to.
+
+Every bundle of a federation carries them as `contract.json`, so that server and sites cannot
+disagree about them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.backbones.base import TrainSet
+from common.backbones.registry import BACKBONES
+from common.config import from_json, from_toml, to_json
+from common.contract import Privacy
+from common.errors import InputError
+from common.losses import LOSSES
+from common.plan import calibrate
+from common.recipe import recommended
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What whoever starts a run decides; all of it is public.
+
+    Attributes:
+        epsilon: each site's budget for the run; None trains without privacy (simulations only).
+        persons_per_site: the declared number of persons, the public denominator of a full batch.
+        seed: of the public codebook.
+        minimum_sites, timeout: how few answers a round may have, and seconds to wait for them.
+    """
+
+    train_set: TrainSet
+    loss: str
+    rounds: int
+    local_steps: int
+    epsilon: float | None
+    delta: float
+    sample_rate: float
+    persons_per_site: float
+    aggregator: str
+    seed: int
+    minimum_sites: int
+    timeout: float | None = None
+
+    def privacy(self) -> Privacy:
+        """Return the mechanism of these settings: the recipe's clip and the least noise."""
+        return calibrate(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            rounds=self.rounds,
+            local_steps=self.local_steps,
+            max_grad_norm=recommended(self.train_set).max_grad_norm,
+            sample_rate=self.sample_rate,
+            public_denominator=max(1.0, self.persons_per_site * self.sample_rate),
+        )
+
+
+@dataclass(frozen=True)
+class TermsConfig:
+    """What `training.toml` holds: `backbone`, and the table `[training]`."""
+
+    backbone: str
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The settings, and what follows from them: clip, noise and denominator of every step."""
+
+    backbone: str
+    training: TrainingConfig
+    images_per_person: int
+    privacy: Privacy
+
+    @classmethod
+    def read(cls, document: bytes) -> Terms:
+        """Return the terms of a `contract.json`."""
+        return from_json(cls, document.decode(errors="replace"), where="contract.json")
+
+    def to_bytes(self) -> bytes:
+        """Return `contract.json`."""
+        return f"{to_json(self)}\n".encode()
+
+
+def read_terms(path: Path) -> Terms:
+    """Return the terms of a `training.toml`; whatever is wrong in it is an InputError."""
+    config = from_toml(TermsConfig, path)
+    training = config.training
+    if config.backbone not in BACKBONES:
+        raise InputError(
+            f"{path.name}: unknown backbone {config.backbone!r}", hint=", ".join(BACKBONES)
+        )
+    if training.loss not in LOSSES:
+        raise InputError(f"{path.name}: unknown loss {training.loss!r}")
+    if training.epsilon is None:
+        raise InputError(f"{path.name}: a deployment states its epsilon")
+    images = recommended(training.train_set).images_per_person
+    return Terms(config.backbone, training, images, training.privacy())
