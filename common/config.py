@@ -57,6 +57,11 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: expected a list, not {value!r}")
         inner = get_args(kind)[0]
         return tuple(_value(inner, entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected a table, not {value!r}")
+        inner = get_args(kind)[1]
+        return {str(key): _value(inner, entry, f"{where}.{key}") for key, entry in value.items()}
     if dataclasses.is_dataclass(kind):
         return parse(typing.cast(type[Any], kind), value, where=where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

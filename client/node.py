@@ -1,0 +1,176 @@
+"""A site at work: one long-lived process that asks its server for messages and answers them.
+
+It stands where Flower puts a SuperNode, a SuperExec and a new Python process a message. The code it
+runs is what is installed here. A killed node comes back under its old id, and answers a round that
+it had released before with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from flwr.app import Context, Message, RecordDict
+from flwr.app.error import Error
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.consent import SitePolicy
+from client.link import Delivery, ServerLink, Unreachable
+from common.errors import InputError, Refused
+from common.liveness import BEAT_EVERY
+from common.storage import write_private
+
+log = logging.getLogger("veilface.site")
+
+NODE_FILE: Final = "node.json"
+_BUSY_POLL: Final = 0.2
+_IDLE_POLL: Final = 1.0
+_BUSY_FOR: Final = 120.0
+_LONGEST_PAUSE: Final = 15.0
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What a node leaves on the disk: its id at the server, and when the server last answered."""
+
+    node_id: int
+    contact: str
+
+    @classmethod
+    def read(cls, state: Path) -> NodeState | None:
+        """Return what was left, or None where no server ever answered."""
+        path = state / NODE_FILE
+        if not path.exists():
+            return None
+        try:
+            values = json.loads(path.read_bytes())
+            return cls(int(values["node_id"]), str(values["contact"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{path} is damaged", hint="delete it: the site joins anew") from error
+
+    def keep(self, state: Path) -> None:
+        """Write it."""
+        body = json.dumps({"node_id": self.node_id, "contact": self.contact})
+        write_private(state / NODE_FILE, body.encode())
+
+
+class Node:
+    """Serves one server until `stop` is set."""
+
+    def __init__(
+        self,
+        link: Callable[[], ServerLink],
+        app: ClientApp,
+        policy: SitePolicy,
+        state: Path,
+        stop: threading.Event,
+    ) -> None:
+        """`link` opens a line to the server; `state` is the site's own directory."""
+        self._link, self._app, self._policy = link, app, policy
+        self._state, self._stop = state, stop
+        self._joined = 0
+
+    def run(self) -> None:
+        """Join, answer messages, and leave; while the server is away, try again."""
+        beats = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+        beats.start()
+        pause = _BUSY_POLL
+        while not self._stop.is_set():
+            try:
+                with self._link() as link:
+                    self._join(link)
+                    pause = _BUSY_POLL
+                    self._serve(link)
+                    link.leave()
+            except Unreachable as error:
+                log.warning("%s; trying again in %.0f s", error, pause)
+            except Refused as error:
+                pause = _LONGEST_PAUSE
+                log.error("%s; is this site on the server's roster? again in %.0f s", error, pause)
+            self._joined = 0
+            self._stop.wait(pause)
+            pause = min(2.0 * pause, _LONGEST_PAUSE)
+        beats.join()
+
+    def _join(self, link: ServerLink) -> None:
+        before = NodeState.read(self._state)
+        self._joined = link.join(before.node_id if before else None)
+        self._contact()
+        log.info("joined as node %d", self._joined)
+
+    def _contact(self) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        NodeState(self._joined, now).keep(self._state)
+
+    def _serve(self, link: ServerLink) -> None:
+        busy_until = 0.0
+        while not self._stop.is_set() and self._joined:
+            delivery = link.pull()
+            if delivery is None:
+                busy = time.monotonic() < busy_until
+                self._stop.wait(_BUSY_POLL if busy else _IDLE_POLL)
+                continue
+            busy_until = time.monotonic() + _BUSY_FOR
+            reply = self._answer(link, delivery)
+            if reply is not None:
+                link.answer(reply)
+
+    def _answer(self, link: ServerLink, delivery: Delivery) -> Message | None:
+        """Return the reply to a message; None to one of a run that has ended meanwhile."""
+        run_id = delivery.run_id
+        self._act(run_id)
+        try:
+            app = link.app_of(run_id)
+        except Refused as error:
+            log.info("a message of a run that has ended was left: %s", error)
+            return None
+        try:
+            self._policy.check_code(app)
+        except Refused as error:
+            log.error("refused: %s", error)
+            return Message(
+                Error(ErrorCode.INVALID_FAB, "the site's policy does not list this app"),
+                reply_to=delivery.message,
+            )
+        message = link.fetch(delivery)
+        context = Context(run_id, self._joined, {}, RecordDict(), {})
+        try:
+            return self._app(message, context)
+        except Exception:  # the boundary: whatever it is, its text must stay at the site
+            log.exception("%s failed", message.metadata.message_type[:80])
+            return Message(
+                Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "refused"), reply_to=message
+            )
+
+    def _act(self, run_id: int) -> None:
+        # Flower's Message takes its sender from here.
+        TaskIdentity.run_id, TaskIdentity.task_id = run_id, run_id
+        TaskIdentity.node_id = self._joined
+
+    def _beat(self) -> None:
+        """Send heartbeats beside the work; where the server has forgotten the site, join again."""
+        with self._link() as link:
+            while not self._stop.wait(BEAT_EVERY):
+                joined = self._joined
+                if not joined:
+                    continue
+                link.resume(joined)
+                with suppress(Unreachable):
+                    try:
+                        known = link.heartbeat()
+                    except Refused:
+                        known = False
+                    if known:
+                        self._contact()
+                    elif joined == self._joined:
+                        self._joined = 0

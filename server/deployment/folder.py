@@ -1,0 +1,275 @@
+"""What a server keeps on its disk: roster, runs, who is there; read by every part of it.
+
+    roster, roster.pub      the newest roster, and the key that signs it
+    terms.json              the terms of training from the server's bundle, if it has any
+    superlink.db            Flower's own state
+    sites.json              which site was heard of when, rewritten every few seconds
+    runs/RUN/request.json   what was asked for; a run is there from this file on
+    runs/RUN/progress.json  how far it is, rewritten after each round
+    runs/RUN/checkpoint.safetensors, model.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from common.config import from_json, to_json
+from common.errors import InputError, Refused
+from common.roster import Roster, RosterStore
+from common.signing import public_key
+from common.storage import make_private_directory, write_private
+from common.terms import Terms
+
+_RUN: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?", re.ASCII)
+State = Literal["waiting", "running", "finished", "failed", "cancelled"]
+ENDED: Final = ("finished", "failed", "cancelled")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What `veilface server run` asks for.
+
+    Attributes:
+        public: folder of public faces, one folder a person, that the server sends to the sites.
+        test: folder of other public faces that every model is measured on, or None.
+        drop_after: silent seconds after which a round no longer waits for a site.
+        asked: when, UTC.
+    """
+
+    run_id: str
+    terms: Terms
+    public: Path
+    test: Path | None
+    aligned: bool
+    weights: Path | None
+    cache: Path | None
+    drop_after: float
+    asked: str
+
+    def __post_init__(self) -> None:
+        if not _RUN.fullmatch(self.run_id):
+            raise InputError(
+                f"{self.run_id!r} cannot name a run",
+                hint="1 to 64 of a-z, 0-9, dots and hyphens, a letter or digit at both ends",
+            )
+
+
+@dataclass(frozen=True)
+class SiteRounds:
+    """What the server knows of a site in a run.
+
+    Attributes:
+        asked: rounds in which the site was asked, so that it may have spent budget.
+        accepted: rounds in which its update was used.
+        refused: why its last answer was not used; empty if it was.
+    """
+
+    site: str
+    asked: int
+    accepted: int
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; all of it may be shown to anyone who may see the status page.
+
+    Attributes:
+        epsilon, delta: what a site has spent at most that was asked in every round so far.
+        scores: of the newest model on the public test faces, empty without any.
+        why: of a run that waits or has failed.
+    """
+
+    state: State
+    round: int
+    rounds: int
+    epsilon: float
+    delta: float
+    seconds: float
+    sites: tuple[SiteRounds, ...]
+    scores: dict[str, float]
+    why: str
+    changed: str
+
+
+@dataclass(frozen=True)
+class SiteContact:
+    """When a site was last heard of.
+
+    Attributes:
+        state: `online`, `offline`, or `never` heard of.
+        heard: when, UTC, or empty.
+    """
+
+    site: str
+    state: Literal["online", "offline", "never"]
+    heard: str
+
+
+@dataclass(frozen=True)
+class Contacts:
+    """All sites of the roster, as of `looked`, UTC."""
+
+    looked: str
+    sites: tuple[SiteContact, ...]
+
+
+@dataclass(frozen=True)
+class ServerFolder:
+    """A server's directory (0700)."""
+
+    path: Path
+
+    @property
+    def superlink(self) -> Path:
+        return self.path / "superlink.db"
+
+    @property
+    def roster_store(self) -> RosterStore:
+        """The kept roster, against the pinned key."""
+        try:
+            key = public_key((self.path / "roster.pub").read_bytes())
+        except OSError as error:
+            raise InputError(
+                f"{self.path} is no server's folder", hint="veilface server up makes it"
+            ) from error
+        return RosterStore(self.path / "roster", key)
+
+    def roster(self) -> Roster:
+        """Return the newest roster that this server has accepted."""
+        store = self.roster_store
+        try:
+            return Roster.read(store.path.read_bytes(), store.key)
+        except OSError as error:
+            raise Refused(f"{store.path} cannot be read: {error.strerror}") from error
+
+    def terms(self) -> Terms | None:
+        """Return the terms that the server's bundle brought."""
+        path = self.path / "terms.json"
+        return Terms.read(path.read_bytes()) if path.exists() else None
+
+    def contacts(self) -> Contacts | None:
+        """Return who was heard of when; None before the first look."""
+        return _read(Contacts, self.path / "sites.json")
+
+    def keep_contacts(self, contacts: Contacts) -> None:
+        _replace(self.path / "sites.json", contacts)
+
+    def run(self, run_id: str) -> RunFolder:
+        """Return a run's folder; a name that is none is an InputError."""
+        if not _RUN.fullmatch(run_id):
+            raise InputError(f"{run_id!r} cannot name a run")
+        return RunFolder(self.path / "runs" / run_id)
+
+    def runs(self) -> Iterator[RunFolder]:
+        """Yield the runs in the order in which they were asked for."""
+        found = [RunFolder(path.parent) for path in self.path.glob("runs/*/request.json")]
+        yield from sorted(found, key=lambda run: (run.request().asked, run.path.name))
+
+    def ask(self, request: RunRequest) -> RunFolder:
+        """Put a request on the list; the same one again is the same run, another is refused."""
+        run = self.run(request.run_id)
+        make_private_directory(run.path)
+        if run.exists:
+            before = run.request()
+            if to_json(before) != to_json(RunRequest(**{**vars(request), "asked": before.asked})):
+                raise InputError(
+                    f"run {request.run_id!r} was asked for with other settings",
+                    hint="choose another --run-id",
+                )
+            return run
+        write_private(run.path / "request.json", to_json(request).encode())
+        return run
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's directory."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "request.json").exists()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    def request(self) -> RunRequest:
+        """Return what was asked for."""
+        request = _read(RunRequest, self.path / "request.json")
+        if request is None:
+            raise InputError(f"there is no run {self.name!r}", hint="veilface server status")
+        return request
+
+    def progress(self) -> Progress | None:
+        """Return how far the run is; None before it was begun."""
+        return _read(Progress, self.path / "progress.json")
+
+    def report(self, progress: Progress) -> None:
+        """Replace the progress."""
+        _replace(self.path / "progress.json", progress)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody works on it any more."""
+        progress = self.progress()
+        return self.cancelled or (progress is not None and progress.state in ENDED)
+
+    @property
+    def cancelled(self) -> bool:
+        return (self.path / "cancel").exists()
+
+    def cancel(self) -> None:
+        """Ask that the run be left after the round that is under way."""
+        self.request()
+        write_private(self.path / "cancel", b"")
+
+
+def _read(kind: type[T], path: Path) -> T | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return from_json(kind, text, where=path.name)
+
+
+def _replace(path: Path, value: object) -> None:
+    """Write what is rewritten every few seconds: whole or not at all, but need not be durable."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(to_json(value))
+    temporary.replace(path)
+
+
+def read_document(path: Path) -> bytes:
+    """Return the bytes of a roster that someone hands in."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def to_dict(value: object) -> dict[str, object]:
+    """Return a dataclass as plain JSON values, for `--json`."""
+    plain: dict[str, object] = json.loads(to_json(value))
+    return plain
