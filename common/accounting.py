@@ -10,6 +10,8 @@ confirms it. Opacus' GDP accountant is never used: it reports less than the trut
     prv         privacy random variables, Opacus, to 1%       confirms pld
     rdp         Renyi, additive, 5 to 20% loose               live odometer; delta too small for pld
     opacus-rdp  Renyi, Opacus, fractional orders too          confirms where pld, prv do not reach
+    zcdp        Renyi at all orders, no sampling              concentrated releases
+    google-rdp  Renyi, dp_accounting                          confirms concentrated releases
 """
 
 from __future__ import annotations
@@ -24,12 +26,21 @@ from typing import Literal, get_args
 from scipy.optimize import brentq
 
 from common import accountants
-from common.composition import Composition, Event, GaussianEvent, PoissonEvent, compose, join
+from common.composition import (
+    Composition,
+    ConcentratedEvent,
+    Event,
+    GaussianEvent,
+    PoissonEvent,
+    compose,
+    join,
+)
 from common.errors import InputError, Refused
 
 __all__ = [
     "Accountant",
     "CheckedEpsilon",
+    "ConcentratedEvent",
     "Event",
     "GaussianEvent",
     "PoissonEvent",
@@ -39,7 +50,8 @@ __all__ = [
     "noise_multiplier_for",
 ]
 
-Accountant = Literal["exact", "pld", "prv", "rdp", "opacus-rdp"]
+Accountant = Literal["exact", "pld", "prv", "rdp", "opacus-rdp", "zcdp", "google-rdp"]
+_GAUSSIAN_ONLY = ("exact", "pld", "prv")
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,12 @@ def epsilon(events: Iterable[Event], delta: float, accountant: Accountant | None
         raise InputError(f"there is no accountant {accountant!r}", hint="it never guesses")
     composed = _checked(events, delta)
     if not _accountable(composed):
-        return composed.mu
+        return composed.renyi_mu
     name = accountant or _tightest(composed, delta)
-    if name == "exact" and composed.sampled:
-        raise InputError("the exact accountant knows full batches only", hint="use pld")
+    if name in _GAUSSIAN_ONLY and composed.concentrated > 0:
+        raise InputError(f"{name} cannot account for concentrated releases", hint="use zcdp")
+    if name in ("exact", "zcdp") and composed.sampled:
+        raise InputError(f"the {name} accountant knows full batches only", hint="use pld or rdp")
     if name == "pld" and not accountants.pld_resolves(composed, delta):
         raise InputError("pld cannot resolve so small a delta or so many steps", hint="use rdp")
     return _by(name, composed, delta)
@@ -79,24 +93,34 @@ def cross_checked_epsilon(events: Iterable[Event], delta: float) -> CheckedEpsil
     """
     composed = _checked(events, delta)
     if not _accountable(composed):
-        return CheckedEpsilon(composed.mu, "exact", composed.mu, "exact")
+        return CheckedEpsilon(composed.renyi_mu, "exact", composed.renyi_mu, "exact")
     return _cross_check(composed, delta)
 
 
 def noise_multiplier_for(
-    epsilon: float, delta: float, steps: int, sample_rate: float = 1.0
+    epsilon: float,
+    delta: float,
+    steps: int,
+    sample_rate: float = 1.0,
+    *,
+    concentrated: bool = False,
 ) -> float:
     """Return the smallest noise_multiplier, rounded up to 5 digits, that keeps within `epsilon`.
 
-    Verified by `cross_checked_epsilon`. Raises InputError unless `epsilon` is positive and finite,
-    `steps` >= 1, `delta` in (0, 1) and `sample_rate` in (0, 1].
+    Verified by `cross_checked_epsilon`. With `concentrated` it is that of concentrated releases.
+    Raises InputError unless `epsilon` is positive and finite, `steps` >= 1, `delta` in (0, 1) and
+    `sample_rate` in (0, 1], and 1 for concentrated releases.
     """
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise InputError(f"epsilon must be positive and finite, not {epsilon}")
     if PoissonEvent(1.0, sample_rate, steps).steps == 0:
         raise InputError("steps must be at least 1", hint="without a step nothing is spent")
+    if concentrated and sample_rate < 1.0:
+        raise InputError("concentrated releases are of full batches", hint="use sample_rate 1")
 
     def spend(sigma: float, rate: float) -> Composition:
+        if concentrated:
+            return _checked([ConcentratedEvent(sigma, steps)], delta)
         return _checked([PoissonEvent(sigma, rate, steps)], delta)
 
     def search(rate: float, start: float) -> float:
@@ -137,8 +161,9 @@ class RdpOdometer:
     def epsilon(self) -> float:
         """Epsilon >= 0 of all that was spent."""
         if not _accountable(self._composed):
-            return self._composed.mu
-        return _by("rdp" if self._composed.sampled else "exact", self._composed, self._delta)
+            return self._composed.renyi_mu
+        name = "rdp" if self._composed.sampled else _tightest(self._composed, self._delta)
+        return _by(name, self._composed, self._delta)
 
 
 def _checked(events: Iterable[Event], delta: float) -> Composition:
@@ -148,13 +173,14 @@ def _checked(events: Iterable[Event], delta: float) -> Composition:
 
 
 def _accountable(composed: Composition) -> bool:
-    """Whether there is something to compute; if not, `mu` (0 or infinite) is epsilon itself."""
-    return math.isfinite(composed.mu) and (composed.mu > 0 or composed.sampled != ())
+    """Whether there is something to compute; if not, mu (0 or infinite) is epsilon itself."""
+    mu = composed.renyi_mu
+    return math.isfinite(mu) and (mu > 0 or composed.sampled != ())
 
 
 def _tightest(composed: Composition, delta: float) -> Accountant:
     if not composed.sampled:
-        return "exact"
+        return "zcdp" if composed.concentrated > 0 else "exact"
     return "pld" if accountants.pld_resolves(composed, delta) else "rdp"
 
 
@@ -174,6 +200,10 @@ def _by(name: Accountant, composed: Composition, delta: float) -> float:
             return value
         case "opacus-rdp":
             return accountants.opacus_rdp(composed, delta)
+        case "zcdp":
+            return accountants.zcdp(composed, delta)
+        case "google-rdp":
+            return accountants.google_rdp(composed, delta)
 
 
 @lru_cache(maxsize=512)
@@ -204,6 +234,11 @@ def _second(first: Accountant, value: float, composed: Composition, delta: float
     if first == "exact" and accountants.pld_resolves(composed, delta):
         second = accountants.pld(composed, delta)
         return _Second("pld", second, (second - 1e-3) / 1.005, second * 1.0001)
+    if composed.concentrated > 0:
+        second = accountants.google_rdp(composed, delta)
+        # It has fewer orders than zcdp and more than rdp; near epsilon 0 it has one argument more.
+        high = math.inf if composed.sampled else second * 1.0001 + 1e-3
+        return _Second("google-rdp", second, (second - 1e-3) / 1.01, high)
     error = accountants.prv_error(value)
     if first == "pld" and accountants.prv_fits(composed, delta, error, value):
         found = accountants.prv(composed, delta, error)

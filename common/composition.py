@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from common.errors import InputError
@@ -44,7 +44,25 @@ class PoissonEvent:
             raise InputError(f"sample_rate must lie in (0, 1], not {self.sample_rate}")
 
 
-Event = GaussianEvent | PoissonEvent
+@dataclass(frozen=True)
+class ConcentratedEvent:
+    """`steps` >= 0 releases, each as private as a Gaussian one by every Renyi divergence.
+
+    At every order alpha the divergence of one release is at most alpha / (2 noise_multiplier^2):
+    concentrated differential privacy, rho = 1 / (2 noise_multiplier^2) (Bun and Steinke 2016,
+    arXiv:1605.02065), as a sum of discrete Gaussians has it (`common.masking.noise`). It says no
+    more than that, so the accountants that need a Gaussian itself do not read it. Raises InputError
+    as `GaussianEvent`.
+    """
+
+    noise_multiplier: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_event(self.noise_multiplier, self.steps)
+
+
+Event = GaussianEvent | PoissonEvent | ConcentratedEvent
 
 
 @dataclass(frozen=True)
@@ -66,11 +84,18 @@ class Composition:
     """All releases of a site: full batches together, and Poisson-sampled steps of equal kind.
 
     Full batches compose to one Gaussian mechanism with `mu` = sqrt(sum of steps / sigma^2) (Dong,
-    Roth and Su 2022, arXiv:1905.02383, corollary 3.3).
+    Roth and Su 2022, arXiv:1905.02383, corollary 3.3). Concentrated releases add up in the same
+    way, as their Renyi divergences do, to alpha `concentrated`^2 / 2 at every order alpha.
     """
 
     mu: float
     sampled: tuple[Sampled, ...]
+    concentrated: float = 0.0
+
+    @property
+    def renyi_mu(self) -> float:
+        """Return m so that all but the sampled steps cost alpha m^2 / 2 at every order alpha."""
+        return math.hypot(self.mu, self.concentrated)
 
     @property
     def sampled_steps(self) -> int:
@@ -86,22 +111,24 @@ def _check_event(noise_multiplier: float, steps: int) -> None:
 
 def join(composed: Composition, event: Event) -> Composition:
     """Return `composed` with one more event."""
-    if type(event) not in (GaussianEvent, PoissonEvent):
+    if type(event) not in (GaussianEvent, PoissonEvent, ConcentratedEvent):
         raise InputError(f"the accountant knows no event {event!r}", hint="it never guesses")
     sigma, steps = event.noise_multiplier, event.steps
     if steps == 0:
         return composed
+    mu = math.sqrt(steps) / sigma if sigma > 0 else math.inf
+    if isinstance(event, ConcentratedEvent):
+        return replace(composed, concentrated=math.hypot(composed.concentrated, mu))
     rate = event.sample_rate if isinstance(event, PoissonEvent) else 1.0
     if rate == 1.0 or sigma < _LEAST_SAMPLED_NOISE:
-        mu = math.sqrt(steps) / sigma if sigma > 0 else math.inf
-        return Composition(math.hypot(composed.mu, mu), composed.sampled)
+        return replace(composed, mu=math.hypot(composed.mu, mu))
     same = [part for part in composed.sampled if (part.sigma, part.rate) == (sigma, rate)]
     rest = [part for part in composed.sampled if part not in same]
     joined = Sampled(sigma, rate, steps + sum(part.steps for part in same))
     ordered = sorted([*rest, joined], key=lambda part: (part.sigma, part.rate))
-    return Composition(composed.mu, tuple(ordered))
+    return replace(composed, sampled=tuple(ordered))
 
 
 def compose(events: Iterable[Event]) -> Composition:
-    """Return all `events` together; InputError on an event that is not one of the two."""
+    """Return all `events` together; InputError on an event that is not one of the three."""
     return reduce(join, events, Composition(0.0, ()))
