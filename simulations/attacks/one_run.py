@@ -1,0 +1,84 @@
+"""The audit in one training run: many canary persons, each in the run by a fair coin.
+
+The whole site is audited: ledger, budget, rounds. From all updates the auditor estimates each
+canary's part (least squares on the canaries' gradients, summed over rounds), guesses on those it is
+surest of, and abstains on the rest. The count of right guesses refutes an epsilon by two theorems
+(`bounds.one_run_epsilon`, `bounds.one_run_mu`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.accounting import cross_checked_epsilon
+from common.ledger import Ledger
+from common.persons import Persons
+from common.spending import event_of
+from server.optimizer import OptimizerState
+from simulations.attacks.pipeline import Draws, Pipeline, chosen, together
+from simulations.attacks.record import Figure, Finding, Scores, rate_figure, refuted
+
+NAME = "one-run"
+_SITE = 2
+# Shares of the canaries to guess on, chosen before any audit: the surest quarter is strongest
+# against mu from 1 to 2, all of them against a build that hides nothing.
+_GUESSED: Final = (0.25, 1.0)
+
+
+def one_run_audit(
+    pipeline: Pipeline, draws: Draws, canaries: int, directory: Path
+) -> tuple[Finding, Scores]:
+    """Return the bounds from one run of a site with `canaries` canary persons."""
+    rng = draws.coins(NAME)
+    persons = pipeline.canaries(canaries, rng)
+    coins = rng.integers(0, 2, canaries).astype(np.bool_)
+    scores, claimed = _run(pipeline, draws, persons, coins, directory)
+    centred = scores - scores.mean()
+    right = ((centred > 0) == coins)[np.argsort(-np.abs(centred))]
+    counts = [max(1, round(share * canaries)) for share in _GUESSED]
+    finding = Finding(
+        attack=NAME,
+        adversary="the server, which sees every noised update, and knows everybody else",
+        claimed=claimed,
+        bounds=refuted(
+            canaries,
+            [(guesses, int(right[:guesses].sum())) for guesses in counts],
+            pipeline.contract.privacy.delta,
+        ),
+        figures=(
+            Figure("canaries", canaries),
+            *(rate_figure(f"right of {n} guesses", int(right[:n].sum()), n) for n in counts),
+        ),
+    )
+    return finding, Scores(scores, coins)
+
+
+def _run(
+    pipeline: Pipeline,
+    draws: Draws,
+    canaries: Persons,
+    coins: NDArray[np.bool_],
+    directory: Path,
+) -> tuple[NDArray[np.float64], float]:
+    """Return each canary's estimated part, float64 [m], and the epsilon that the ledger states."""
+    key, contract = draws.round_key(_SITE), pipeline.contract
+    site = pipeline.site(directory, key)
+    ready = pipeline.prepared(together(pipeline.crowd, chosen(canaries, np.flatnonzero(coins))))
+    state = OptimizerState.start(pipeline.initial)
+    scores = np.zeros(len(canaries))
+    for round_ in range(1, contract.rounds + 1):
+        parameters = state.global_parameters()
+        own = pipeline.contributions(parameters, canaries)  # [m, d]
+        crowd = pipeline.contributions(parameters, pipeline.crowd).sum(dim=0)
+        sent = site.train(lambda: ready, contract, round_, torch.from_numpy(parameters.copy()))
+        seen = pipeline.noised_sum(sent.delta) - crowd
+        scores += torch.linalg.lstsq(own @ own.T, own @ seen).solution.numpy()
+        state = pipeline.advance(state, sent.delta)
+    with Ledger.open(directory) as ledger:
+        events = [event_of(r.noise_multiplier, r.sample_rate, r.steps) for r in ledger.reservations]
+    return scores, cross_checked_epsilon(events, contract.privacy.delta).epsilon
