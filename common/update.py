@@ -104,11 +104,19 @@ def _some(names: set[str]) -> list[str]:
     return [name[:80] for name in sorted(names)[:3]]
 
 
-def check_refusal(header: Mapping[str, object], expected: Expected) -> Refusal:
+def check_refusal(header: Mapping[str, object]) -> Refusal:
     """Return the one-word reason of a refusal; a malformed one is UpdateRejected."""
     word = header.get("refusal")
     if set(header) != {"format", "refusal"} or header["format"] != FORMAT:
         raise UpdateRejected("a refusal has the fields format and refusal, and no other")
     if word not in get_args(Refusal):
-        raise UpdateRejected(f"unknown refusal {str(word)[:80]!r} in round {expected.round}")
+        raise UpdateRejected(f"unknown refusal {str(word)[:80]!r}")
     return word  # type: ignore[return-value]  # checked against the literal's values above
+
+
+def check_ready(header: Mapping[str, object], contract_digest: str) -> None:
+    """Raise UpdateRejected unless a site says that it holds the public part of this contract."""
+    if "refusal" in header:
+        raise UpdateRejected(f"refused: {check_refusal(header)}")
+    if dict(header) != {"format": FORMAT, "ready": contract_digest}:
+        raise UpdateRejected("the answer to the preparation is malformed")

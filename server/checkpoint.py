@@ -23,7 +23,8 @@ class RoundRecord:
     """What the server knows of a finished round; all of it may be shown to anyone.
 
     `rejected` pairs a site's node id with why its answer was not used. `scores` are public-set
-    metrics by name, empty when the round was not evaluated.
+    metrics by name, empty when the round was not evaluated. `asked` are the node ids of all sites
+    that may have spent budget on the round.
     """
 
     round: int
@@ -31,6 +32,7 @@ class RoundRecord:
     rejected: tuple[tuple[int, str], ...]
     seconds: float
     scores: dict[str, float]
+    asked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,13 @@ def load(path: Path, contract_digest: str) -> Checkpoint:
             metadata = file.metadata()
             vectors = {name: file.get_tensor(name) for name in _VECTORS}
         history = tuple(
-            RoundRecord(**{**record, "rejected": tuple(map(tuple, record["rejected"]))})
+            RoundRecord(
+                **{
+                    **record,
+                    "rejected": tuple(map(tuple, record["rejected"])),
+                    "asked": tuple(record["asked"]),
+                }
+            )
             for record in json.loads(metadata["history"])
         )
         state = OptimizerState(

@@ -27,6 +27,7 @@ from common.update import (
     Expected,
     check_arrays,
     check_header,
+    check_ready,
     check_refusal,
     model_id_of,
 )
@@ -36,6 +37,8 @@ from server.optimizer import OptimizerConfig, OptimizerState, advance
 
 _CONNECT_SECONDS: Final = 300.0
 _POLL_SECONDS: Final = 0.5
+_SILENT: Final = "no answer in time"
+_LOST: Final = "refused: unprepared"
 Evaluate = Callable[[int, NDArray[np.float32]], dict[str, float]]
 
 
@@ -91,15 +94,20 @@ def run_rounds(
     if checkpoint_path.exists():
         done = load(checkpoint_path, name)
     else:
+        # Kept before the first round: a start that is computed again may differ in its last digits,
+        # and sites answer only the request of a round that they have answered before.
         done = Checkpoint(name, OptimizerState.start(federation.initial), ())
+        save(checkpoint_path, done)
     prepared: set[int] = set()
     for round_ in range(done.state.round + 1, contract.rounds + 1):
         started = time.monotonic()
         nodes = _connected(grid, federation)
         observer.round_started(round_, len(nodes))
-        _prepare(grid, federation, [node for node in nodes if node not in prepared])
-        prepared.update(nodes)
-        accepted, rejected = _ask(grid, federation, done.state, round_, nodes)
+        unready = _prepare(grid, federation, [node for node in nodes if node not in prepared])
+        asked = [node for node in nodes if node not in unready]
+        accepted, refused = _ask(grid, federation, done.state, round_, asked)
+        prepared = {node for node in asked if (node, _LOST) not in refused}
+        rejected = sorted([*unready.items(), *refused])
         if len(accepted) < federation.minimum_sites:
             _stop(round_, accepted, rejected, federation.minimum_sites)
         delta = AGGREGATORS[federation.aggregator](accepted)
@@ -111,7 +119,7 @@ def run_rounds(
             )
         scores = evaluate(round_, state.released())
         seconds = time.monotonic() - started
-        record = RoundRecord(round_, len(accepted), tuple(rejected), seconds, scores)
+        record = RoundRecord(round_, len(accepted), tuple(rejected), seconds, scores, tuple(asked))
         done = Checkpoint(name, state, (*done.history, record))
         save(checkpoint_path, done)
         observer.round_finished(record)
@@ -148,10 +156,13 @@ def _send(grid: Grid, messages: Iterable[Message], timeout: float | None) -> lis
     return list(grid.send_and_receive(list(messages), timeout=timeout))
 
 
-def _prepare(grid: Grid, federation: Federation, nodes: list[int]) -> None:
-    """Send the public part of the run to sites that this process has not prepared yet."""
+def _prepare(grid: Grid, federation: Federation, nodes: list[int]) -> dict[int, str]:
+    """Send the public part of the run to sites that do not have it from this process yet.
+
+    Returns why a site is not ready, by node id: it is not asked for an update, and spends nothing.
+    """
     if not nodes:
-        return
+        return {}
     state = {name: Array(*to_npy(value.numpy())) for name, value in federation.state.items()}
     content = RecordDict(
         {
@@ -161,7 +172,16 @@ def _prepare(grid: Grid, federation: Federation, nodes: list[int]) -> None:
         }
     )
     messages = (Message(content, node, "query.prepare") for node in nodes)
-    _send(grid, messages, federation.timeout)
+    unready = dict.fromkeys(nodes, _SILENT)
+    for reply in _send(grid, messages, federation.timeout):
+        node = reply.metadata.src_node_id
+        try:
+            check_ready(_header(reply), digest(federation.contract))
+        except UpdateRejected as error:
+            unready[node] = error.message
+        else:
+            unready.pop(node, None)
+    return {node: reason for node, reason in unready.items() if node in nodes}
 
 
 def _ask(
@@ -194,25 +214,30 @@ def _ask(
         else:
             accepted[node] = Weighted(delta, federation.weights.get(node, 1.0))
     silent = set(nodes) - set(accepted) - {node for node, _ in rejected}
-    rejected.extend((node, "no answer in time") for node in sorted(silent))
+    rejected.extend((node, _SILENT) for node in sorted(silent))
     return list(accepted.values()), rejected
 
 
 def read_update(reply: Message, expected: Expected) -> NDArray[np.float32]:
     """Return the flat delta of a reply that is on the whitelist; else raise UpdateRejected."""
-    if reply.has_error():
-        raise UpdateRejected(f"the site's app failed (code {reply.error.code})")
+    header = _header(reply)
     content = reply.content
-    header = content.config_records.get("header")
-    if header is None:
-        raise UpdateRejected("no header")
     if set(content) == {"header"} and "refusal" in header:
-        raise UpdateRejected(f"refused: {check_refusal(header, expected)}")
+        raise UpdateRejected(f"refused: {check_refusal(header)}")
     if set(content) != {"header", "update"} or "update" not in content.array_records:
         odd = [name[:80] for name in sorted(content)[:3]]
         raise UpdateRejected(f"records {odd} are not on the whitelist")
     check_header(header, expected)
     return check_arrays(_decode(content.array_records["update"], expected.layout), expected.layout)
+
+
+def _header(reply: Message) -> Mapping[str, object]:
+    if reply.has_error():
+        raise UpdateRejected(f"the site's app failed (code {reply.error.code})")
+    header = reply.content.config_records.get("header")
+    if header is None:
+        raise UpdateRejected("no header")
+    return header
 
 
 # What numpy's own file header may add to an array's bytes.

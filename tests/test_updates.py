@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from common.config import digest
 from common.contract import Contract
 from common.errors import InputError, Refused, UpdateRejected
 from common.parameters import Layout
 from common.update import (
+    FORMAT,
     Expected,
     Update,
     check_arrays,
@@ -69,6 +72,11 @@ def reply_of(message: Message) -> tuple[dict[str, object], dict[str, Array]]:
     update = Update(CONTRACT.run_id, model_id_of(CONTRACT.run_id, vector), round_, GOOD)
     arrays = {name: Array(value) for name, value in update.arrays(LAYOUT).items()}
     return dict(update.header()), arrays
+
+
+def ready(**changes: object) -> RecordDict:
+    header = {"format": FORMAT, "ready": digest(CONTRACT), **changes}
+    return RecordDict({"header": ConfigRecord(header)})  # type: ignore[arg-type]
 
 
 Spoil = Callable[[dict[str, object], dict[str, Array]], None]
@@ -146,7 +154,7 @@ def app_with(hostile: int, spoil: Spoil | None) -> ClientApp:
 
     @app.query("prepare")
     def prepare(message: Message, context: Context) -> Message:
-        return Message(RecordDict(), reply_to=message)
+        return Message(ready(), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -200,12 +208,90 @@ def test_a_site_whose_app_fails_is_left_out_and_its_words_are_not_repeated(tmp_p
 def test_too_few_usable_updates_stop_the_run_and_keep_the_last_round(tmp_path: Path) -> None:
     with pytest.raises(RoundFailed, match="3 usable updates, 4 needed"):
         run(app_with(2, nan), tmp_path, minimum_sites=4)
-    assert not (tmp_path / "checkpoint.safetensors").exists()
+    kept = load(tmp_path / "checkpoint.safetensors", digest(CONTRACT))
+    assert kept.state.round == 0
+
+
+def test_the_start_is_kept_before_any_site_is_asked(tmp_path: Path) -> None:
+    """Sites that answered round 1 answer no other model, so a killed server must not change it."""
+    path = tmp_path / "checkpoint.safetensors"
+    seen: list[bool] = []
+    app = ClientApp()
+
+    @app.query("prepare")
+    def prepare(message: Message, context: Context) -> Message:
+        seen.append(path.exists())
+        return Message(Error(code=0, reason="x"), reply_to=message)
+
+    with pytest.raises(RoundFailed):
+        run(app, tmp_path)
+    assert seen == [True] * SITES
+    other = dataclasses.replace(federation(1), initial=federation(1).initial + 1.0)
+    assert not np.array_equal(other.initial, federation(1).initial)
+    done = run_rounds(InProcessGrid(app_with(0, None), SITES), other, path, lambda *_: {}, Silent())
+    np.testing.assert_allclose(done.state.released(), GOOD * CONTRACT.rounds)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"ready": "0" * 64}, "malformed"),
+        ({"count": 3}, "malformed"),
+        ({"refusal": "contract"}, "a refusal has"),
+        (None, "code 0"),
+    ],
+)
+def test_a_site_that_is_not_ready_is_named_and_not_asked(
+    answer: dict[str, object] | None, reason: str, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+    app, honest = ClientApp(), app_with(0, None)
+
+    @app.query("prepare")
+    def prepare(message: Message, context: Context) -> Message:
+        if context.node_id > 1:
+            return Message(ready(), reply_to=message)
+        if answer is None:
+            return Message(Error(code=0, reason="x"), reply_to=message)
+        return Message(ready(**answer), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        asked.append(context.node_id)
+        return honest(message, context)
+
+    observer, _ = run(app, tmp_path)
+    assert 1 not in asked
+    for record in observer.records:
+        assert record.asked == tuple(range(2, SITES + 1))
+        assert [node for node, why in record.rejected if reason in why] == [1]
+
+
+def test_a_site_that_lost_the_public_part_is_sent_it_again(tmp_path: Path) -> None:
+    prepared: list[int] = []
+    app, honest = ClientApp(), app_with(0, None)
+
+    @app.query("prepare")
+    def prepare(message: Message, context: Context) -> Message:
+        prepared.append(context.node_id)
+        return Message(ready(), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if context.node_id == 1 and prepared.count(1) == 1:
+            refusal = {"format": FORMAT, "refusal": "unprepared"}
+            content = RecordDict({"header": ConfigRecord(refusal)})  # type: ignore[arg-type]
+            return Message(content, reply_to=message)
+        return honest(message, context)
+
+    observer, _ = run(app, tmp_path)
+    assert [record.accepted for record in observer.records][:2] == [SITES - 1, SITES]
+    assert prepared.count(1) == 2
+    assert prepared.count(2) == 1
 
 
 def test_a_refusal_is_one_word_from_the_list() -> None:
-    expected = Expected("run", "m", 1, LAYOUT)
-    assert check_refusal({"format": 1, "refusal": "budget"}, expected) == "budget"
+    assert check_refusal({"format": 1, "refusal": "budget"}) == "budget"
     for bad in (
         {"format": 1, "refusal": "Alice has 3 images"},
         {"format": 1, "refusal": "budget", "count": 3},
@@ -213,7 +299,7 @@ def test_a_refusal_is_one_word_from_the_list() -> None:
         {"refusal": "budget"},
     ):
         with pytest.raises(UpdateRejected):
-            check_refusal(bad, expected)
+            check_refusal(bad)
 
 
 @settings(deadline=None, max_examples=200)
@@ -252,7 +338,7 @@ def test_all_sites_out_of_budget_is_a_refusal(tmp_path: Path) -> None:
 
     @app.query("prepare")
     def prepare(message: Message, context: Context) -> Message:
-        return Message(RecordDict(), reply_to=message)
+        return Message(ready(), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -1,12 +1,12 @@
 """What a server keeps on its disk: roster, runs, who is there; read by every part of it.
 
-    roster, roster.pub      the newest roster, and the key that signs it
-    terms.json              the terms of training from the server's bundle, if it has any
-    superlink.db            Flower's own state
-    sites.json              which site was heard of when, rewritten every few seconds
-    runs/RUN/request.json   what was asked for; a run is there from this file on
-    runs/RUN/progress.json  how far it is, rewritten after each round
-    runs/RUN/checkpoint.safetensors, model.safetensors
+roster, roster.pub      the newest roster, and the key that signs it
+terms.json              the terms of training from the server's bundle, if it has any
+superlink.db            Flower's own state
+sites.json              which site was heard of when, rewritten every few seconds
+runs/RUN/request.json   what was asked for; a run is there from this file on
+runs/RUN/progress.json  how far it is, rewritten after each round
+runs/RUN/checkpoint.safetensors, model.safetensors
 """
 
 from __future__ import annotations

@@ -1,0 +1,173 @@
+"""A Grid over real sites that waits for those who live, and no longer than it must.
+
+Flower's own looks for answers every 3 s and waits a minute for a site that died. This one looks ten
+times a second, gives a site up when its heartbeat stops, and asks a site again that was killed with
+the question in its hands: the answer is the same, because a site releases once a round.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from common.errors import VeilfaceError
+from common.liveness import STRUCK_OFF_AFTER
+
+log = logging.getLogger("veilface.server")
+
+_LOOK_EVERY: Final = 0.1
+_COUNT_EVERY: Final = 1.0
+_UNREACHED: Final = (
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+)
+Push = Callable[[Iterable[Message]], Iterable[str]]
+
+
+class RunLost(VeilfaceError):  # noqa: N818 - names a state
+    """Flower has given this run up, or it was cancelled: its checkpoint stays."""
+
+
+class RosterGrid(HttpGrid):
+    """The sites of a roster that are online.
+
+    `sites` returns the name by public key (PEM) of each site on the newest roster, `drop_after` is
+    in seconds, and `check` raises when the run has to stop.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        certificates: bytes,
+        token: str,
+        *,
+        sites: Callable[[], Mapping[bytes, str]],
+        drop_after: float,
+        check: Callable[[], None],
+    ) -> None:
+        super().__init__(address, False, certificates, token=token)
+        self._sites, self._drop_after, self._check = sites, drop_after, check
+        self._names: dict[int, str] = {}
+
+    def name_of(self, node: int) -> str:
+        """Return the site's name of a node that was listed before."""
+        return self._names.get(node, f"node {node}")
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes that live and are on the roster."""
+        return list(self._living())
+
+    def _living(self) -> dict[int, str]:
+        """Return by node id when each living site was last activated."""
+        self._check()
+        sites, now = self._sites(), time.time()
+        living = {}
+        for node in self.get_nodes():
+            name = sites.get(node.public_key)
+            if name is None or now - last_beat(node) > self._drop_after:
+                continue
+            self._names[node.node_id] = name
+            living[node.node_id] = node.last_activated_at
+        return living
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Return the answers of all sites that live until they have answered.
+
+        A site that falls silent, or is struck off the roster, has no answer among them.
+        """
+        asked = _Asked(self._living(), self.push_messages)
+        asked.ask(list(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        answers: list[Message] = []
+        counted = time.monotonic()
+        while asked.open and (deadline is None or time.monotonic() < deadline):
+            answers.extend(filter(asked.closed_by, self.pull_messages(asked.out)))
+            if time.monotonic() - counted > _COUNT_EVERY:
+                counted = time.monotonic()
+                for node in asked.recount(self._living()):
+                    log.warning("%s does not live any more; not waiting", self.name_of(node))
+            if asked.open:
+                time.sleep(_LOOK_EVERY)
+        return answers
+
+
+class _Asked:
+    """Which questions are out, to whom, and since which of a site's lives."""
+
+    def __init__(self, living: Mapping[int, str], push: Push) -> None:
+        self._lives, self._push = dict(living), push
+        self._out: dict[str, Message] = {}
+        self._undelivered: list[Message] = []
+        self._missed: set[int] = set()
+
+    @property
+    def open(self) -> bool:
+        """Whether any question waits for its answer."""
+        return bool(self._out or self._undelivered)
+
+    @property
+    def out(self) -> list[str]:
+        """The ids of the questions that sites hold."""
+        return list(self._out)
+
+    def ask(self, questions: list[Message]) -> None:
+        """Send questions."""
+        if questions:
+            names = list(self._push(questions))
+            self._out.update(zip(names, questions, strict=True))
+            self._out.pop("", None)  # what the SuperLink did not take
+
+    def closed_by(self, answer: Message) -> bool:
+        """Say whether this is a site's answer to one of the questions, and take that off the list.
+
+        A note of the SuperLink that a site cannot be reached closes nothing yet.
+        """
+        question = self._out.pop(answer.metadata.reply_to_message_id, None)
+        if question is None:
+            return False
+        if answer.has_error() and answer.error.code in _UNREACHED:
+            self._undelivered.append(question)
+            return False
+        return True
+
+    def recount(self, living: Mapping[int, str]) -> list[int]:
+        """Ask again whoever has begun a new life; give up and return who is missing twice running.
+
+        Once is not enough: a site that restarts leaves and joins within a moment.
+        """
+        gone = {node for node in self._missed if node not in living}
+        again, self._undelivered = self._undelivered, []
+        self._missed = set()
+        for name, question in list(self._out.items()):
+            node = question.metadata.dst_node_id
+            if self._lives.get(node) != living.get(node):
+                del self._out[name]
+                again.append(question)
+        for question in again:
+            if (node := question.metadata.dst_node_id) not in living and node not in gone:
+                self._missed.add(node)
+                self._undelivered.append(question)
+        self._lives.update(living)
+        self.ask([_copy(q) for q in again if q.metadata.dst_node_id in living])
+        return sorted(gone)
+
+
+def _copy(question: Message) -> Message:
+    """A new message of the same content: Flower delivers each one once."""
+    meta = question.metadata
+    return Message(question.content, meta.dst_node_id, meta.message_type, group_id=meta.group_id)
+
+
+def last_beat(node: NodeInfo) -> float:
+    """Return when a site's last heartbeat came, in seconds since the epoch."""
+    return float(node.online_until) - STRUCK_OFF_AFTER

@@ -1,0 +1,75 @@
+"""The roster's sites as SuperNodes of the SuperLink, through its Control API on the inside."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from common.errors import Refused
+from common.liveness import DROP_AFTER
+from common.roster import Roster
+from server.deployment.folder import Contacts, ServerFolder, SiteContact
+from server.deployment.grid import last_beat
+
+log = logging.getLogger("veilface.server")
+_UNREGISTERED = "unregistered"
+
+
+@lru_cache(maxsize=4096)
+def node_key(line: str) -> bytes:
+    """Return the PEM, by which Flower knows a node, of a roster's OpenSSH line."""
+    key = load_ssh_public_key(line.encode())
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise Refused("a node key on the roster is not an ECDSA key")
+    return public_key_to_bytes(key)
+
+
+def names_by_key(roster: Roster) -> Mapping[bytes, str]:
+    """Return the names of the roster's sites by node key."""
+    return {node_key(site.node_key): site.name for site in roster.sites}
+
+
+class Registry:
+    """Keeps the SuperLink's list of nodes equal to the roster, and notes who was heard of."""
+
+    def __init__(self, folder: ServerFolder, control: ControlHttpClient) -> None:
+        self._folder, self._control = folder, control
+
+    def look(self) -> None:
+        """Register who is new, unregister who is not on the roster, write `sites.json`."""
+        sites = names_by_key(self._folder.roster())
+        nodes = {
+            node.public_key: node
+            for node in self._control.ListNodes(ListNodesRequest()).nodes_info
+            if node.status != _UNREGISTERED
+        }
+        for key, node in nodes.items():
+            if key not in sites:
+                self._control.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+                log.warning("node %d is not on the roster: unregistered", node.node_id)
+        for key, name in sites.items():
+            if key not in nodes:
+                self._control.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
+                log.info("registered %s", name)
+        contacts = tuple(_contact(name, nodes.get(key)) for key, name in sites.items())
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._folder.keep_contacts(Contacts(now, contacts))
+
+
+def _contact(name: str, node: NodeInfo | None) -> SiteContact:
+    if node is None or not node.HasField("last_activated_at"):
+        return SiteContact(name, "never", "")
+    beat = last_beat(node)
+    heard = datetime.fromtimestamp(beat, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    lives = node.status == "online" and time.time() - beat < DROP_AFTER
+    return SiteContact(name, "online" if lives else "offline", heard)
