@@ -8,10 +8,11 @@ import click
 import torch
 
 from client.service.app import create_app
-from client.service.journal import Journal
-from client.service.server import Listen, bracketed, run
 from client.service.settings import Settings
 from client.vault_options import VaultOptions, recogniser, vault_options
+from common.web.journal import Journal
+from common.web.server import Listen, bracketed, run
+from common.web.tls import tls_files
 
 _DEFAULTS = Settings()
 
@@ -43,10 +44,10 @@ def serve(
 
     Off this machine it needs TLS. Make a token first: 'veilface template token create'.
     """
-    listen = Listen(host, port, tls_cert, tls_key)
+    listen = Listen(host, port, tls_files(tls_cert, tls_key))
     settings = Settings(
         hosts=(*_DEFAULTS.hosts, bracketed(host).lower(), *(name.lower() for name in allow_host)),
-        tls=listen.tls,
+        tls=listen.tls is not None,
         rate=rate,
         burst=max(1, round(2 * rate)),
     )

@@ -10,8 +10,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from client.service.tokens import SCOPES, Token, Tokens
+from client.service.tokens import SCOPES, Tokens
 from client.vault_options import VaultOptions, vault_options
+from common.web.tokens import Token
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

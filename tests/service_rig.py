@@ -20,12 +20,12 @@ from PIL import Image
 from client.calibration import Purpose, Threshold
 from client.recognition import Recogniser
 from client.service.app import create_app
-from client.service.journal import Journal
 from client.service.settings import Settings
 from client.service.tokens import SCOPES, Tokens
 from client.vault import Vault
 from client.vault_options import NetworkChoice, VaultOptions, new_vault, recogniser
 from common.face import ChipSpec
+from common.web.journal import Journal
 from simulations.people import generate
 
 CANARY = "Canary-Zoë"

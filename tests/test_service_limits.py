@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from client.service.answers import Declined
-from client.service.limits import Buckets, Workers, network_of
 from client.service.settings import Settings
 from client.service.tokens import SCOPES
+from common.web.answers import Declined
+from common.web.limits import Buckets, Workers, network_of
 from tests.service_rig import Site, faces, new_site
 
 

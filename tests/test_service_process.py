@@ -28,10 +28,11 @@ from cryptography.x509.oid import NameOID
 
 from client.serve_cli import serve
 from client.service.load import load
-from client.service.server import Listen, is_loopback
 from client.service.tokens import SCOPES
 from client.token_cli import token
 from common.errors import InputError, Refused, VeilfaceError
+from common.web.server import is_loopback
+from common.web.tls import tls_files
 from tests.service_rig import CANARY, Site, faces, new_site
 
 _TRAVERSALS = (
@@ -130,7 +131,7 @@ def test_no_acknowledged_enrolment_is_lost_among_many_clients(tmp_path: Path) ->
 
 
 def test_who_connects_and_sends_no_request_is_hung_up_on(site: Site) -> None:
-    soon = "import client.service.server as server; server._HEADERS_WITHIN = 0.3; "
+    soon = "import common.web.server as server; server._HEADERS_WITHIN = 0.3; "
     with _running(site, first=soon) as (client, _):
         for said in (b"", b"GET / HTTP/1.1\r\nHost: local"):
             assert _raw(client, said) == b""
@@ -159,7 +160,7 @@ def test_off_this_machine_there_is_no_service_without_tls(host: str, site: Site)
 
 def test_half_of_tls_is_no_tls(tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        Listen("0.0.0.0", 1, tmp_path / "cert.pem", None)
+        tls_files(tmp_path / "cert.pem", None)
 
 
 def test_a_certificate_that_does_not_fit_is_one_line(site: Site, tmp_path: Path) -> None:

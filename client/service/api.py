@@ -13,13 +13,13 @@ from fastapi.security import HTTPBearer
 
 from client.calibration import Purpose, Threshold
 from client.recognition import Decision, Enrolment, Identification
-from client.service import metrics
-from client.service.answers import Declined
 from client.service.state import Service
-from client.service.tokens import Token
 from client.service.uploads import Form, read_form, subject_id
 from client.vault import LogEntry, Receipt, SubjectInfo
 from common.errors import InputError, Refused
+from common.web import metrics
+from common.web.answers import Declined
+from common.web.tokens import Token
 
 router = APIRouter()
 _MAX_JSON: Final = 8192

@@ -9,12 +9,14 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 
 from client.recognition import Recogniser
-from client.service import api, pages
-from client.service.answers import MAPPED, UNEXPECTED, answer
-from client.service.guard import Guard
-from client.service.journal import Journal
+from client.service import api
+from client.service.pages import FILES
 from client.service.settings import Settings
 from client.service.state import Service
+from common.web.answers import MAPPED, UNEXPECTED, answer
+from common.web.guard import Guard
+from common.web.journal import Journal
+from common.web.pages import pages
 
 
 def create_app(
@@ -44,8 +46,8 @@ def create_app(
     )
     app.state.service = service
     app.include_router(api.router)
-    app.include_router(pages.router)
-    app.add_middleware(Guard, service=service, open_paths={"/v1/health", *pages.PATHS})
+    app.include_router(pages(FILES))
+    app.add_middleware(Guard, service=service, open_paths={"/v1/health", *FILES})
     for kind in MAPPED:
         app.add_exception_handler(kind, _answer)
     return app

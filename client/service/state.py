@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from client.recognition import Recogniser
-from client.service.journal import Journal
-from client.service.limits import Buckets, Workers
-from client.service.metrics import Metrics
 from client.service.settings import Settings
 from client.service.tokens import Tokens
+from common.web.journal import Journal
+from common.web.limits import Buckets, Workers
+from common.web.metrics import Metrics
 
 _STORAGE_THREADS = 4
 

@@ -1,6 +1,6 @@
 // Unlocks the page with a token and shows the tabs that the token is good for.
 
-import * as api from "./api.js";
+import { me, token } from "./service.js";
 import { failed, find, h, tabs } from "./dom.js";
 import * as people from "./people.js";
 import * as recognise from "./recognise.js";
@@ -18,7 +18,7 @@ const SHOWN = { people: people.show, thresholds: records.showThresholds, log: re
 const gate = find("#gate"), result = find("#gate .result"), field = find("#token");
 
 async function unlock() {
-  const { id, scopes } = await api.me();
+  const { id, scopes } = await me();
   const may = (wanted) => wanted.some((scope) => scopes.includes(scope));
   find("#people .list").hidden = !may(["admin"]);
   find("#people .erasure").hidden = !may(["erase"]);
@@ -31,7 +31,7 @@ async function unlock() {
 }
 
 function lock(...why) {
-  api.token.forget();
+  token.forget();
   gate.hidden = false;
   result.replaceChildren(...why);
   field.focus();
@@ -39,7 +39,7 @@ function lock(...why) {
 
 find("#unlock").addEventListener("submit", async (event) => {
   event.preventDefault();
-  api.token.set(field.value.trim());
+  token.set(field.value.trim());
   field.value = "";
   result.replaceChildren(h("p", { class: "wait" }, "Working…"));
   try {
@@ -51,9 +51,9 @@ find("#unlock").addEventListener("submit", async (event) => {
   }
 });
 // A fresh page holds no picture and no result of whoever worked here before.
-find("#leave").addEventListener("click", () => { api.token.forget(); location.reload(); });
+find("#leave").addEventListener("click", () => { token.forget(); location.reload(); });
 
 recognise.start();
 people.start();
-if (api.token.get()) unlock().catch((error) => lock(failed(error)));
+if (token.get()) unlock().catch((error) => lock(failed(error)));
 else lock();

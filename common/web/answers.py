@@ -25,7 +25,7 @@ _STATUS: tuple[tuple[type[VeilfaceError], int], ...] = (
 _PRIVATE: tuple[tuple[type[VeilfaceError], int, str], ...] = (
     (SealError, 500, "the vault does not open or does not hold"),
     (LedgerError, 500, "the operation log does not hold"),
-    (StorageError, 503, "the vault's storage does not answer"),
+    (StorageError, 503, "the storage does not answer"),
 )
 _WORDS = {404: "no such address", 405: "this address does not take that method"}
 UNEXPECTED = (SealError, LedgerError, StorageError)

@@ -11,7 +11,7 @@ from ipaddress import IPv6Address, ip_address
 from threading import Lock
 from typing import Final, TypeVar
 
-from client.service.answers import Declined
+from common.web.answers import Declined
 
 T = TypeVar("T")
 _KEYS: Final = 10_000

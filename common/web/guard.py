@@ -11,15 +11,17 @@ import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from client.service.answers import Declined, answer
-from client.service.limits import network_of
-from client.service.state import Service
+from common.web.answers import Declined, answer
+from common.web.journal import Journal
+from common.web.limits import Buckets, network_of
+from common.web.metrics import Metrics
+from common.web.tokens import Tokens
 
 CSP: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -40,6 +42,47 @@ _HSTS: Final = "max-age=31536000"
 _GONE: Final = 499
 
 
+class Bounds(Protocol):
+    """What a service allows its clients.
+
+    Attributes:
+        hosts: names, without port, that a request's Host header may have.
+        tls: whether the service itself speaks TLS (then answers carry HSTS).
+        max_body, max_held: bytes of one body, and of all bodies in memory at once.
+        timeout: seconds from a request's first byte to the end of its answer.
+    """
+
+    @property
+    def hosts(self) -> tuple[str, ...]: ...
+    @property
+    def tls(self) -> bool: ...
+    @property
+    def max_body(self) -> int: ...
+    @property
+    def max_held(self) -> int: ...
+    @property
+    def timeout(self) -> float: ...
+
+
+class Guarded(Protocol):
+    """The parts of a service that the guard works with; the rates are by token or by address."""
+
+    @property
+    def settings(self) -> Bounds: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def journal(self) -> Journal: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def requests(self) -> Buckets: ...
+    @property
+    def failures(self) -> Buckets: ...
+    @property
+    def visitors(self) -> Buckets: ...
+
+
 @dataclass
 class _Exchange:
     """One request and what became of it."""
@@ -53,7 +96,7 @@ class _Exchange:
 class Guard:
     """ASGI middleware; `open_paths` answer without a token."""
 
-    def __init__(self, app: ASGIApp, service: Service, open_paths: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, service: Guarded, open_paths: Iterable[str]) -> None:
         self._app, self._service, self._open = app, service, frozenset(open_paths)
         self._held = 0
 

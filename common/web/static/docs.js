@@ -1,13 +1,13 @@
 // Renders /openapi.json as something to read.
 
-import * as api from "./api.js";
+import { description, token } from "./service.js";
 import { failed, find, h, table } from "./dom.js";
 
 const result = find(".result"), form = find("#unlock");
 
 async function show() {
   try {
-    const everything = await api.description();
+    const everything = await description();
     form.hidden = true;
     result.replaceChildren();
     const operations = Object.entries(everything.paths).flatMap(([path, methods]) =>
@@ -59,8 +59,8 @@ function kind(all, schema) {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  api.token.set(find("#token").value.trim());
+  token.set(find("#token").value.trim());
   show();
 });
-if (api.token.get()) show();
+if (token.get()) show();
 else form.hidden = false;
