@@ -1,4 +1,4 @@
-"""A site's line to its server: the calls of Flower's Fleet API that a SuperNode needs, and no other.
+"""A site's line to its server: the calls of Flower's Fleet API that a site needs, and no other.
 
 Every connection goes out from the site, over TLS 1.3, to the one server whose certificate the
 federation's own CA signed; every request carries the signature of the site's node key. The app

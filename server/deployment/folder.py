@@ -69,12 +69,14 @@ class SiteRounds:
         asked: rounds in which the site was asked, so that it may have spent budget.
         accepted: rounds in which its update was used.
         refused: why its last answer was not used; empty if it was.
+        epsilon: what it may have spent on the run at most, at the delta of the run.
     """
 
     site: str
     asked: int
     accepted: int
     refused: str = ""
+    epsilon: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Progress:
     """How far a run is; all of it may be shown to anyone who may see the status page.
 
     Attributes:
-        epsilon, delta: what a site has spent at most that was asked in every round so far.
+        epsilon, delta: what a site has spent at most that was asked in every round so far,
+            including the round that is under way.
         scores: of the newest model on the public test faces, empty without any.
         why: of a run that waits or has failed.
     """
@@ -106,11 +109,13 @@ class SiteContact:
     Attributes:
         state: `online`, `offline`, or `never` heard of.
         heard: when, UTC, or empty.
+        node: its id at the SuperLink, 0 before it has one.
     """
 
     site: str
     state: Literal["online", "offline", "never"]
     heard: str
+    node: int = 0
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,10 @@ class Registry:
 
 def _contact(name: str, node: NodeInfo | None) -> SiteContact:
     if node is None or not node.HasField("last_activated_at"):
-        return SiteContact(name, "never", "")
+        return SiteContact(name, "never", "", node.node_id if node else 0)
     beat = last_beat(node)
-    heard = datetime.fromtimestamp(beat, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if node.HasField("last_deactivated_at"):
+        beat = max(beat, datetime.fromisoformat(node.last_deactivated_at).timestamp())
     lives = node.status == "online" and time.time() - beat < DROP_AFTER
-    return SiteContact(name, "online" if lives else "offline", heard)
+    heard = datetime.fromtimestamp(beat, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return SiteContact(name, "online" if lives else "offline", heard, node.node_id)

@@ -1,0 +1,108 @@
+"""`veilface site`: join a federation with one command, and see what it has cost so far."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from client.consent import SitePolicy
+from client.folder import FolderConfig
+from client.node import NodeState
+from client.up import SiteOptions, default_state, policy_path, settle_policy, terms_of, up
+from common.bundle import Bundle
+from common.bundle_options import OpenedBundle, bundle_options, must_be_of
+from common.errors import InputError
+from common.ledger import verify
+from common.spending import spent
+from common.supervision import is_running
+
+_FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
+
+
+@click.group()
+def site() -> None:
+    """Take part in a federation: outgoing connections only, within this site's own policy."""
+
+
+@site.command("policy")
+@click.option("--bundle", required=True, type=click.Path(exists=True, path_type=Path))
+def policy_command(bundle: Path) -> None:
+    """Print the policy that allows what the bundle proposes: read it, keep it, change it."""
+    click.echo(SitePolicy.accepting(terms_of(Bundle.read(bundle))).to_toml(), nl=False)
+
+
+@site.command("up")
+@bundle_options
+@click.option("--data", required=True, type=_FOLDER, help="Own faces, one folder a person.")
+@click.option("--state", type=_FOLDER, help="Ledger and state [default: the user's data folder].")
+@click.option("--policy", type=click.Path(exists=True, path_type=Path), help="What is agreed to.")
+@click.option("--accept-terms", is_flag=True, help="Agree to what the bundle proposes.")
+@click.option("--server", metavar="HOST:PORT", help="Instead of the address in the bundle.")
+@click.option("--weights", type=click.Path(exists=True, path_type=Path, resolve_path=True))
+@click.option("--aligned", is_flag=True, help="The images are aligned chips already.")
+@click.option("--cache", type=_FOLDER, help="Of sealed chips [default: the user's cache folder].")
+@click.pass_context
+def up_command(
+    context: click.Context,
+    opened: OpenedBundle,
+    data: Path,
+    state: Path | None,
+    policy: Path | None,
+    accept_terms: bool,
+    server: str | None,
+    weights: Path | None,
+    aligned: bool,
+    cache: Path | None,
+) -> None:
+    """Run this site until it is stopped."""
+    if policy is not None and accept_terms:
+        raise InputError("give one of --policy and --accept-terms")
+    if not data.is_dir():
+        raise InputError(f"{data} is no folder")
+    must_be_of(opened.bundle, server=False)
+    folder = FolderConfig(data, state or default_state(opened.bundle), aligned, weights, cache)
+    settle_policy(opened.bundle, folder.state, policy, accept=accept_terms)
+    verbose = bool(context.find_root().params.get("verbose"))
+    context.exit(up(opened, SiteOptions(folder, server, verbose)))
+
+
+@site.command("status")
+@click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="Of this site.")
+@click.option("--state", type=_FOLDER, help="Where it keeps its state, if that was given to up.")
+@click.option("--json", "as_json", is_flag=True)
+def status_command(bundle: Path | None, state: Path | None, as_json: bool) -> None:
+    """Show whether the site runs, what it agreed to, and what its ledger says is spent."""
+    if state is None and bundle is None:
+        raise InputError("which site?", hint="give --bundle, or --state")
+    where = state or default_state(Bundle.read(bundle or Path()))
+    if not policy_path(where).exists():
+        raise InputError(f"{where} holds no site", hint="veilface site up")
+    policy, node, report = SitePolicy.read(policy_path(where)), NodeState.read(where), verify(where)
+    epsilon = spent(report.reservations, policy.delta)
+    runs = {r.run_id: sum(o.run_id == r.run_id for o in report.reservations)
+            for r in report.reservations}  # fmt: skip
+    status = {
+        "state": str(where),
+        "running": is_running(where),
+        "contact": node.contact if node else None,
+        "ledger_ok": report.ok,
+        "epsilon_spent": epsilon,
+        "epsilon_left": max(0.0, policy.epsilon - epsilon),
+        "epsilon": policy.epsilon,
+        "delta": policy.delta,
+        "rounds_by_run": runs,
+    }
+    if as_json:
+        click.echo(json.dumps(status))
+        return
+    click.echo(f"{where}: {'running' if status['running'] else 'not running'}")
+    click.echo(f"server last answered: {status['contact'] or 'never'}")
+    click.echo(f"ledger: {'ok' if report.ok else 'DAMAGED; see veilface ledger verify'}")
+    click.echo(
+        f"epsilon spent {epsilon:.4f} of {policy.epsilon:g} at delta {policy.delta:g} "
+        "(one person, all their images, added or removed)"
+    )
+    for run_id, rounds in runs.items():
+        click.echo(f"  run {run_id}: {rounds} rounds")

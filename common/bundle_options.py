@@ -1,0 +1,96 @@
+"""The options by which a command takes a bundle."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from common.bundle import Bundle
+from common.errors import InputError, Refused
+
+PASSPHRASE_VARIABLE: Final = "VEILFACE_BUNDLE_PASSPHRASE"
+
+
+@dataclass(frozen=True)
+class OpenedBundle:
+    """A bundle with its keys, and the passphrase that another process needs to open it again."""
+
+    bundle: Bundle
+    path: Path
+    passphrase: str | None
+
+    @property
+    def secret(self) -> bytes:
+        """The passphrase as a line for another process' standard input; empty if there is none."""
+        return b"" if self.passphrase is None else f"{self.passphrase}\n".encode()
+
+
+def bundle_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a bundle, as one argument `opened`."""
+
+    @click.option(
+        "--bundle",
+        required=True,
+        type=click.Path(exists=True, path_type=Path, resolve_path=True),
+        help="The archive or folder from the federation's operator.",
+    )
+    @click.option("--fingerprint", help="What the operator said on the phone: SHA256:...")
+    @click.option("--passphrase-file", type=click.Path(path_type=Path), help="Of a sealed bundle.")
+    @functools.wraps(command)
+    def with_options(
+        *arguments: Any,
+        bundle: Path,
+        fingerprint: str | None,
+        passphrase_file: Path | None,
+        **others: Any,
+    ) -> Any:
+        opened = open_bundle(bundle, fingerprint, lambda: _passphrase(passphrase_file))
+        return command(*arguments, opened=opened, **others)
+
+    return with_options
+
+
+def open_bundle(path: Path, fingerprint: str | None, passphrase: Callable[[], str]) -> OpenedBundle:
+    """Return a bundle with its keys; `passphrase` is asked for only if they are sealed."""
+    bundle = Bundle.read(path, expected=fingerprint)
+    if not bundle.sealed:
+        return OpenedBundle(bundle, path, None)
+    told = passphrase()
+    return OpenedBundle(bundle.unlocked(told), path, told)
+
+
+def open_from_stdin(path: Path) -> Bundle:
+    """Return a bundle whose passphrase, if it needs one, is a line on standard input."""
+    return open_bundle(path, None, lambda: sys.stdin.readline().rstrip("\n")).bundle
+
+
+def must_be_of(bundle: Bundle, *, server: bool) -> None:
+    """Raise Refused where a server is given a site's bundle, or a site the server's."""
+    party = bundle.manifest.party
+    if (party == "server") != server:
+        raise Refused(
+            f"this is the bundle of {party}", hint="each party starts from its own bundle"
+        )
+
+
+def _passphrase(file: Path | None) -> str:
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {file}: {error}") from error
+    if PASSPHRASE_VARIABLE in os.environ:
+        return os.environ[PASSPHRASE_VARIABLE]
+    if sys.stdin.isatty():
+        entered: str = click.prompt("Passphrase of the bundle", hide_input=True, err=True)
+        return entered
+    raise InputError(
+        "the keys of this bundle are sealed", hint=f"--passphrase-file, or {PASSPHRASE_VARIABLE}"
+    )

@@ -1,0 +1,100 @@
+"""What the coordinator tells of a run: written after each round, counted from its checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime
+
+from common.config import digest
+from common.contract import Contract
+from common.plan import epsilon_after
+from server.checkpoint import RoundRecord, load
+from server.deployment.folder import Progress, RunFolder, ServerFolder, SiteRounds, State
+
+log = logging.getLogger("veilface.server")
+
+
+class Journal:
+    """An observer of the rounds of one run."""
+
+    def __init__(self, folder: ServerFolder, run: RunFolder) -> None:
+        self._folder, self._run = folder, run
+        self._contract: Contract | None = None
+        self._records: tuple[RoundRecord, ...] = ()
+        self._round_started = time.monotonic()
+
+    def begin(self, contract: Contract) -> None:
+        """Take up the rounds that the checkpoint holds."""
+        self._contract = contract
+        if self._run.checkpoint.exists():
+            self._records = load(self._run.checkpoint, digest(contract)).history
+        self._tell("running", "")
+
+    def round_started(self, round_: int, sites: int) -> None:
+        log.info("run %s: round %d asks %d sites", self._run.name, round_, sites)
+
+    def round_finished(self, record: RoundRecord) -> None:
+        self._records = (*self._records, record)
+        self._tell("running", "")
+        names = self._names()
+        for node, reason in record.rejected:
+            name = names.get(node, f"node {node}")
+            log.warning("run %s: round %d: %s: %s", self._run.name, record.round, name, reason)
+
+    def end(self, state: State, why: str) -> None:
+        """Note how the run ended, or for what it waits."""
+        log.log(
+            logging.INFO if state == "finished" else logging.WARNING,
+            "run %s: %s%s", self._run.name, state, f": {why}" if why else "",
+        )  # fmt: skip
+        self._tell(state, why)
+
+    def _names(self) -> dict[int, str]:
+        contacts = self._folder.contacts()
+        return {} if contacts is None else {c.node: c.site for c in contacts.sites if c.node}
+
+    def _tell(self, state: State, why: str) -> None:
+        done = len(self._records)
+        terms = self._run.request().terms
+        under_way = (
+            state not in ("finished", "failed", "cancelled") and done < terms.training.rounds
+        )
+        extra = 1 if under_way else 0
+        self._run.report(
+            Progress(
+                state=state,
+                round=done,
+                rounds=terms.training.rounds,
+                epsilon=self._spent(done + extra),
+                delta=terms.training.delta,
+                seconds=sum(record.seconds for record in self._records),
+                sites=self._sites(extra),
+                scores=self._records[-1].scores if self._records else {},
+                why=why,
+                changed=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            )
+        )
+
+    def _sites(self, extra: int) -> tuple[SiteRounds, ...]:
+        names = self._names()
+        nodes = {node for record in self._records for node in record.asked}
+        nodes |= {node for record in self._records for node, _ in record.rejected}
+        found = []
+        for node in nodes:
+            asked = sum(node in record.asked for record in self._records)
+            refused = [dict(record.rejected).get(node, "") for record in self._records]
+            accepted = sum(
+                node in record.asked and not reason
+                for record, reason in zip(self._records, refused, strict=True)
+            )
+            found.append(
+                SiteRounds(
+                    names.get(node, f"node {node}"), asked, accepted, refused[-1],
+                    self._spent(asked + extra),
+                )
+            )  # fmt: skip
+        return tuple(sorted(found, key=lambda site: site.site))
+
+    def _spent(self, rounds: int) -> float:
+        return 0.0 if self._contract is None else epsilon_after(self._contract, rounds)

@@ -1,0 +1,124 @@
+"""One training run of real sites: public faces from a folder, rounds, the model; resumable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from common.backbones.base import Backbone
+from common.backbones.registry import create
+from common.backbones.weights import save_model
+from common.chip_cache import ChipCache
+from common.config import to_json
+from common.dataset import images_of, list_subjects, load_chips
+from common.detection import DlibDetector
+from common.embedding import Rows
+from common.errors import InputError
+from common.intervals import verification_of
+from common.metrics import all_pairs
+from common.parameters import assign
+from common.storage import make_private_directory
+from common.terms import TrainingConfig
+from server.checkpoint import Checkpoint
+from server.rounds import Federation, Observer, run_rounds
+from server.setup import PublicBank, cut, prepare
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run needs to know; what `federation.toml` holds.
+
+    Attributes:
+        run_id: names the run; running again with the same one goes on where it stopped.
+        out: folder for checkpoint and model.
+        public: folder of public faces, one folder a person.
+        test: folder of other public faces, on which the model of every round is measured.
+        aligned: the public faces are aligned chips already.
+    """
+
+    run_id: str
+    out: Path
+    public: Path
+    backbone: str
+    training: TrainingConfig
+    weights: Path | None = None
+    aligned: bool = False
+    cache: Path | None = None
+    test: Path | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run before its first round."""
+
+    config: RunConfig
+    rows: Rows
+    federation: Federation
+    test: PublicTest | None
+
+
+class PublicTest:
+    """Public test faces, frozen rows computed once, under any parameters."""
+
+    def __init__(self, rows: Rows, faces: PublicBank) -> None:
+        self._rows, self._persons = rows, faces.persons
+        self._inputs = rows.of(faces.chips)
+
+    def scores(self, parameters: NDArray[np.float32]) -> dict[str, float]:
+        """Return FNMR at two fixed FMR under trainable parameters [d]."""
+        assign(self._rows.split.trainable, torch.from_numpy(parameters))
+        pairs = all_pairs(self._rows.embed(self._inputs).numpy(), self._persons)
+        found = verification_of(pairs, ci=False)
+        return {
+            "fnmr_at_fmr_1e-2": 1.0 - found.tmr_at_fmr_1e2,
+            "fnmr_at_fmr_1e-3": 1.0 - found.tmr_at_fmr_1e3,
+        }
+
+
+def make_ready(config: RunConfig) -> Ready:
+    """Read the public faces, cut the backbone, and train on the public faces alone."""
+    if config.training.epsilon is None:
+        raise InputError("a deployment states its epsilon: training.epsilon is missing")
+    backbone = create(config.backbone, weights=config.weights)
+    rows, bank = cut(backbone, config.training.train_set, _faces(config, config.public, backbone))
+    federation = prepare(config.training, config.run_id, rows, bank)
+    test = None if config.test is None else _faces(config, config.test, backbone)
+    return Ready(config, rows, federation, None if test is None else PublicTest(rows, test))
+
+
+def train(grid: Grid, ready: Ready, observer: Observer) -> Checkpoint:
+    """Run the rounds that are left and write `model.safetensors`."""
+    out = make_private_directory(ready.config.out)
+
+    def evaluate(round_: int, parameters: NDArray[np.float32]) -> dict[str, float]:
+        return {} if ready.test is None else ready.test.scores(parameters)
+
+    done = run_rounds(grid, ready.federation, out / "checkpoint.safetensors", evaluate, observer)
+    trainable = ready.rows.split.trainable
+    assign(trainable, torch.from_numpy(done.state.released()))
+    save_model(
+        out / "model.safetensors",
+        backbone=ready.config.backbone,
+        train_set=ready.config.training.train_set,
+        state=dict(trainable.state_dict()),
+        meta={"run_id": ready.config.run_id, "contract": to_json(ready.federation.contract)},
+    )
+    return done
+
+
+def _faces(config: RunConfig, folder: Path, backbone: Backbone) -> PublicBank:
+    with ChipCache.open(config.cache) as cache:
+        subjects = list_subjects(folder, at_least=2)
+        loaded = load_chips(
+            images_of(subjects),
+            spec=backbone.chip,
+            detector=DlibDetector(),
+            cache=cache,
+            aligned=config.aligned,
+        )
+    return PublicBank(torch.from_numpy(loaded.chips), loaded.labels(subjects))
