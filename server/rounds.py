@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import Tensor
@@ -233,6 +234,8 @@ def read_update(reply: Message, expected: Expected) -> NDArray[np.float32]:
 
 def _header(reply: Message) -> Mapping[str, object]:
     if reply.has_error():
+        if reply.error.code == ErrorCode.INVALID_FAB:
+            raise UpdateRejected("the site's policy does not list the code that this server runs")
         raise UpdateRejected(f"the site's app failed (code {reply.error.code})")
     header = reply.content.config_records.get("header")
     if header is None:
