@@ -38,6 +38,7 @@ from server.setup import (
     frozen_id,
     prepare,
 )
+from simulations.evidence import leave_evidence
 from simulations.experiment import Experiment, Material, gather
 from simulations.inprocess import run_in_process
 
@@ -228,7 +229,10 @@ def run(
     observer: Observer,
     on_reply: Callable[[Message], None] = lambda reply: None,
 ) -> Checkpoint:
-    """Run the federation on the experiment's engine and return the last checkpoint."""
+    """Run the federation on the experiment's engine and return the last checkpoint.
+
+    The sites' ledgers are signed at the end, for `veilface audit report`.
+    """
     experiment = simulation.experiment
     sites = SimulatedSites(experiment, simulation.directory)
     result: list[Checkpoint] = []
@@ -244,6 +248,7 @@ def run(
         run_in_process(server, client, experiment.sites, on_reply)
     else:
         run_ray(server, client, experiment.sites)
+    leave_evidence(simulation.directory, simulation.federation.contract.run_id)
     return result[0]
 
 

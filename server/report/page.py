@@ -136,7 +136,7 @@ def _outcome(record: RunRecord) -> str:
         )
     return (
         "<section>\n<h2>Before and after</h2>\n"
-        + _table(
+        + table(
             "Verification by the public model and by the trained one",
             ("rate", "before", *(["public only"] if public else []), "after", "change in points"),
             rows,
@@ -216,21 +216,21 @@ def _sites(record: RunRecord) -> str:
         )
     delta = power(record.privacy.delta)
     head = ("site", "epsilon spent", "budget", "noise multiplier", "steps")
-    table = _table(
+    rows_table = table(
         f"Spending by site, at delta {delta}; sites that spent alike share a row", head, rows
     )
-    return f"<section>\n<h2>Sites</h2>\n{table}</section>\n"
+    return f"<section>\n<h2>Sites</h2>\n{rows_table}</section>\n"
 
 
 def _details(record: RunRecord) -> str:
     parts = []
     if record.settings:
         rows = [(escape(s.name), escape(s.value)) for s in record.settings]
-        parts.append("<h2>Settings</h2>\n" + _table("As used", ("setting", "value"), rows, "wordy"))
+        parts.append("<h2>Settings</h2>\n" + table("As used", ("setting", "value"), rows, "wordy"))
     if record.skipped:
         rows = [(escape(s.reason), f"{s.count:,}") for s in record.skipped]
         parts.append(
-            "<h2>Images not used</h2>\n" + _table("Skipped, by reason", ("reason", "images"), rows)
+            "<h2>Images not used</h2>\n" + table("Skipped, by reason", ("reason", "images"), rows)
         )
     if record.files:
         items = "".join(f"<li><code>{escape(name)}</code></li>" for name in record.files)
@@ -238,7 +238,7 @@ def _details(record: RunRecord) -> str:
     return "".join(f"<section>\n{part}</section>\n" for part in parts)
 
 
-def _table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
+def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
     """A table of cells that are HTML already; the first of each row names it."""
     lines = [
         f'<div class="scroll">\n<table class="{kind}">\n<caption>{caption}</caption>\n<thead><tr>'

@@ -1,0 +1,1 @@
+"""The audit report: what a data-protection officer receives, and how every number is checked."""

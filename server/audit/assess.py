@@ -1,0 +1,167 @@
+"""From facts to findings: what each site spent, what it means, against whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.accounting import Event, cross_checked_epsilon
+from common.errors import InputError
+from common.ledger import LedgerReport, Reservation
+from common.spending import event_of, spent
+from common.statement import Statement
+from server.audit.accountant import Releases
+from server.audit.facts import (
+    Adversary,
+    Facts,
+    Findings,
+    Meaning,
+    RoundSpending,
+    Spending,
+)
+from server.audit.ledgers import genesis_of, ledger_of
+from server.audit.meaning import Attack
+
+# Who sees the noised updates or what follows from them; with `local` all learn at most the same.
+WATCHERS = ("server", "sites", "listener", "holder")
+
+
+@dataclass(frozen=True)
+class SiteLedger:
+    """A site with its checked ledger."""
+
+    site: str
+    report: LedgerReport
+
+    @property
+    def delta(self) -> float:
+        return genesis_of(self.report).delta
+
+    @property
+    def reservations(self) -> tuple[Reservation, ...]:
+        return self.report.reservations
+
+    def released(self, run_id: str) -> frozenset[int]:
+        """Return the rounds of a run whose update left the site."""
+        done = {commit.reservation for commit in self.report.commits}
+        return frozenset(r.round for r in self.reservations if r.run_id == run_id and r.seq in done)
+
+    @property
+    def releases(self) -> tuple[Releases, ...]:
+        """What was reserved, as the auditor's accountant takes it."""
+        return releases_of(self.reservations)
+
+
+def releases_of(reservations: Sequence[Reservation]) -> tuple[Releases, ...]:
+    return tuple(Releases(r.noise_multiplier, r.sample_rate, r.steps) for r in reservations)
+
+
+def ledgers_of(facts: Facts) -> tuple[SiteLedger, ...]:
+    """Return all sites' ledgers; one that does not hold is a LedgerError."""
+    found = []
+    for evidence in facts.sites:
+        statement = Statement.unverified(evidence.statement)
+        found.append(SiteLedger(statement.site, ledger_of(evidence, statement)))
+    return tuple(found)
+
+
+def assess(facts: Facts) -> Findings:
+    """Return everything that follows from the facts, by the accountants that train."""
+    ledgers = ledgers_of(facts)
+    spending = tuple(_spending(one) for one in ledgers)
+    bounded = all(one.spent is not None for one in spending)
+    worst = worst_of(spending, ledgers)
+    privacy = facts.contract.privacy
+    return Findings(
+        spending=spending,
+        meaning=_meaning(worst) if bounded else None,
+        adversaries=adversaries(worst, bounded=bounded),
+        collusion=(),
+        declared_persons=privacy.public_denominator / privacy.sample_rate,
+    )
+
+
+def worst_of(spending: Sequence[Spending], ledgers: Sequence[SiteLedger]) -> SiteLedger:
+    """Return the ledger of the site that spent most; of none is an InputError."""
+    if not ledgers or len(spending) != len(ledgers):
+        raise InputError("the report does not hold one ledger a site")
+    pairs = zip(spending, ledgers, strict=True)
+    return max(pairs, key=lambda pair: math.inf if pair[0].spent is None else pair[0].spent)[1]
+
+
+def adversaries(worst: SiteLedger, *, bounded: bool) -> tuple[Adversary, ...]:
+    """Return epsilon against each who may look, and for the two readings that cost more.
+
+    With `local` each site's update is noised enough by itself, so nobody, whatever else they see,
+    learns more than from that update. `two-sites`: a person whose images lie at two sites.
+    `replaced`: neighbours in which one person takes another's place, which moves a sum by 2 C;
+    stated for full batches only, where it is half the noise.
+    """
+    if not bounded:
+        return tuple(Adversary(who, None, 1.0) for who in WATCHERS)
+    attack, events = Attack(worst.releases, worst.delta), list(map(_event, worst.reservations))
+    cases = [(who, events, attack) for who in WATCHERS]
+    both = Attack((*worst.releases, *worst.releases), worst.delta)
+    cases.append(("two-sites", [*events, *events], both))
+    if attack.mu is not None:
+        halved = [
+            event_of(r.noise_multiplier / 2, r.sample_rate, r.steps) for r in worst.reservations
+        ]
+        cases.append(("replaced", halved, attack.times(2.0)))
+    return tuple(
+        Adversary(who, up(cross_checked_epsilon(found, worst.delta).epsilon), case.guess())
+        for who, found, case in cases
+    )
+
+
+def _meaning(worst: SiteLedger) -> Meaning:
+    checked = cross_checked_epsilon(map(_event, worst.reservations), worst.delta)
+    attack = Attack(worst.releases, worst.delta)
+    return Meaning(
+        site=worst.site,
+        mu=None if attack.mu is None else round(attack.mu, 6),
+        accountant=checked.accountant,
+        second_accountant=checked.second_accountant,
+        second=up(checked.second),
+        guess=attack.guess(),
+        trade_off=attack.trade_off(),
+        posteriors=attack.posteriors(),
+    )
+
+
+def _event(reservation: Reservation) -> Event:
+    return event_of(reservation.noise_multiplier, reservation.sample_rate, reservation.steps)
+
+
+def _spending(ledger: SiteLedger) -> Spending:
+    reservations, genesis = ledger.report.reservations, genesis_of(ledger.report)
+    released = {commit.reservation for commit in ledger.report.commits}
+    rounds = tuple(
+        RoundSpending(
+            run_id=entry.run_id,
+            round=entry.round,
+            noise_multiplier=entry.noise_multiplier,
+            sample_rate=entry.sample_rate,
+            steps=entry.steps,
+            max_grad_norm=entry.max_grad_norm,
+            private=entry.private,
+            released=entry.seq in released,
+            alone=_stated([entry], genesis.delta),
+            total=_stated(reservations[:count], genesis.delta),
+        )
+        for count, entry in enumerate(reservations, start=1)
+    )
+    total = rounds[-1].total if rounds else 0.0
+    remaining = 0.0 if total is None else max(0.0, genesis.epsilon - total)
+    return Spending(ledger.site, genesis.epsilon, genesis.delta, total, round(remaining, 6), rounds)
+
+
+def _stated(reservations: Sequence[Reservation], delta: float) -> float | None:
+    epsilon = spent(reservations, delta)
+    return up(epsilon) if math.isfinite(epsilon) else None
+
+
+def up(epsilon: float) -> float:
+    """Return an epsilon to six places, never below what it was."""
+    return math.ceil(epsilon * 1e6 - 1e-3) / 1e6

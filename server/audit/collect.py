@@ -1,0 +1,187 @@
+"""The evidence of a run: from the server's folder, its bundle, and what sites handed in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from common.backbones.weights import SavedModel, load_model
+from common.bundle import ROSTER, Bundle
+from common.config import digest, from_json, to_json
+from common.contract import Contract
+from common.errors import InputError, Refused
+from common.roster import Roster
+from common.signing import public_key
+from common.software import Software, installed_software
+from common.statement import Evidence, Statement
+from common.storage import write_private
+from common.vault_facts import VaultFacts
+from server.audit.facts import Facts, Group, Groups, Refusal, Round, Utility
+from server.audit.ledgers import ledger_of
+from server.checkpoint import load
+from server.report.run_record import read_run
+
+# Where a simulated run leaves its evidence, see `simulations.evidence`.
+AUDIT, FEDERATION, STATEMENTS, SOFTWARE = "audit", "federation", "statements", "software.json"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where everything lies.
+
+    Attributes:
+        run: the server's folder of a run: model, checkpoint, in a simulation also `run.json`.
+        bundle: the server's own, unlocked.
+        roster: the newest roster; None takes the bundle's.
+        statements: what each site handed in.
+        evaluation: what `veilface evaluate --groups --json` printed.
+        vault_facts: what `veilface audit vault-facts` wrote at sites.
+    """
+
+    run: Path
+    bundle: Bundle
+    roster: Path | None
+    statements: tuple[Path, ...]
+    evaluation: Path | None
+    vault_facts: tuple[Path, ...]
+
+
+def left_by_simulation(run: Path) -> tuple[Path | None, tuple[Path, ...]]:
+    """Return the server's bundle and the statements that a simulated run left, if it did."""
+    bundles = sorted((run / AUDIT / FEDERATION / "current" / "bundles").glob("*-server.tar.gz"))
+    statements = sorted((run / AUDIT / STATEMENTS).glob("*.json"))
+    return (bundles[0] if bundles else None), tuple(statements)
+
+
+def record_software(run: Path) -> None:
+    """Write down in a run's folder which software ran it."""
+    write_private(run / SOFTWARE, f"{to_json(installed_software())}\n".encode())
+
+
+def collect(sources: Sources) -> Facts:
+    """Return the facts of a run; evidence that does not hold is refused, by name."""
+    saved = load_model(sources.run / "model.safetensors")
+    contract = _contract(saved)
+    history = load(sources.run / "checkpoint.safetensors", digest(contract)).history
+    document = _read(sources.roster) if sources.roster else sources.bundle.file(ROSTER)
+    roster = Roster.read(document, sources.bundle.roster_key)
+    software = sources.run / SOFTWARE
+    line = sources.bundle.roster_key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    return Facts(
+        run_id=contract.run_id,
+        model=saved.model_id,
+        trust="local",
+        contract=contract,
+        roster=document.decode(),
+        roster_key=line.decode(),
+        sites=_evidence(sources.statements, roster),
+        rounds=tuple(Round(one.round, one.accepted) for one in history),
+        refusals=tuple(
+            Refusal(one.round, str(node), reason)
+            for one in history
+            for node, reason in sorted(one.rejected)
+        ),
+        software=_software(software) if software.exists() else None,
+        utility=_utility(sources.run, contract) if (sources.run / "run.json").exists() else None,
+        groups=_groups(sources.evaluation) if sources.evaluation else None,
+        vaults=tuple(_vault(path) for path in sources.vault_facts),
+    )
+
+
+def _contract(saved: SavedModel) -> Contract:
+    """The run's public constants, which the released model carries."""
+    try:
+        text = saved.meta["contract"]
+    except KeyError as error:
+        raise InputError("the model does not say which run it is of") from error
+    return from_json(Contract, text, where="the model's contract")
+
+
+def _evidence(paths: Sequence[Path], roster: Roster) -> tuple[Evidence, ...]:
+    """What the sites handed in, by name; each signed by the key that the roster names."""
+    found: dict[str, Evidence] = {}
+    for path in paths:
+        evidence = Evidence.read(_read(path), str(path))
+        try:
+            statement = check_statement(evidence, roster)
+            ledger_of(evidence, statement)
+        except Refused as error:
+            raise Refused(f"{path}: {error.message}", hint="ask the site for it again") from error
+        if statement.site in found:
+            raise InputError(f"{path}: a second statement of {statement.site}")
+        found[statement.site] = evidence
+    if not found:
+        raise InputError(
+            "no site's statement is there", hint="--statement FILE, of 'veilface audit statement'"
+        )
+    return tuple(found[site] for site in sorted(found))
+
+
+def check_statement(evidence: Evidence, roster: Roster) -> Statement:
+    """Return a statement that its site on the roster signed; else raise Refused."""
+    claimed = Statement.unverified(evidence.statement)
+    keys = [
+        site.signing_key for site in (*roster.sites, *roster.revoked) if site.name == claimed.site
+    ]
+    if claimed.federation != roster.federation or not keys:
+        raise Refused(f"{claimed.site} of {claimed.federation} is not on the roster")
+    return Statement.read(evidence.statement, public_key(keys[0].encode()))
+
+
+def _utility(run: Path, contract: Contract) -> Utility:
+    record = read_run(run)
+    if record.run_id != contract.run_id:
+        raise InputError(f"{run / 'run.json'} is of run {record.run_id}, not {contract.run_id}")
+    return Utility(
+        record.before, record.public_only, record.after, record.det_before, record.det_after
+    )
+
+
+def _groups(path: Path) -> Groups:
+    """The `groups` object of an evaluation."""
+    try:
+        found = json.loads(_read(path))["groups"]
+        return Groups(
+            threshold=float(found["threshold"]),
+            fmr=float(found["fmr"]),
+            ratio=None if found["ratio"] is None else float(found["ratio"]),
+            groups=tuple(_group(row) for row in found["groups"]),
+        )
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{path} holds no groups", hint="name what 'veilface evaluate --groups --json' printed"
+        ) from error
+
+
+def _group(row: dict[str, object]) -> Group:
+    low, high = map(float, row["ci"])  # type: ignore[call-overload]  # a wrong type is caught above
+    fnmr = row.get("fnmr")
+    return Group(
+        group=str(row["group"]),
+        pairs=int(str(row["pairs"])),
+        fmr=float(str(row["fmr"])),
+        fmr_low=low,
+        fmr_high=high,
+        fnmr=None if fnmr is None else float(str(fnmr)),
+    )
+
+
+def _software(path: Path) -> Software:
+    return from_json(Software, _read(path).decode(errors="replace"), where=path.name)
+
+
+def _vault(path: Path) -> str:
+    document = _read(path).decode(errors="replace")
+    VaultFacts.read(document)
+    return document
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

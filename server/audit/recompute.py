@@ -1,0 +1,145 @@
+"""The second opinion: every stated epsilon again, by the accountant that did not train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Final
+
+from common.errors import Refused
+from server.audit.accountant import Range, Releases, epsilon
+from server.audit.assess import SiteLedger, assess, releases_of, worst_of
+from server.audit.facts import Findings, Report
+from server.audit.ledgers import genesis_of
+
+# A stated epsilon is an upper bound rounded up to six places. Below the truth it may never be.
+# Above, training allows its second accountant 1% and 0.01 (PLD against PRV), so as much here.
+_TIGHT: Final = (1.01, 0.01)
+# Where no tight accountant resolved delta, training states the Renyi bound, at most twice the
+# truth as measured there.
+_LOOSE: Final = (2.0, 0.1)
+_ROUNDING: Final = 2e-6
+_EPSILONS: Final = ("spent", "alone", "total", "epsilon", "second", "remaining")
+_SHOWN: Final = 3
+
+
+class Auditor:
+    """Compares what findings state with the auditor's own epsilon of the same ledger."""
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
+        self._above = _allowed(findings.meaning.accountant if findings.meaning else "")
+
+    def check_site(self, site: SiteLedger) -> str:
+        """Raise Refused unless every epsilon of a site is confirmed; return how exactly."""
+        stated = self._findings.of(site.site)
+        if len(stated.rounds) != len(site.reservations):
+            raise Refused("the report lists other rounds than the ledger")
+        asked: list[tuple[str, float | None, Sequence[Releases] | None]] = []
+        for count, row in enumerate(stated.rounds, start=1):
+            name = f"round {row.round}"
+            asked.append((f"{name} alone", row.alone, _private(site, count - 1, count)))
+            asked.append((f"{name} in total", row.total, _private(site, 0, count)))
+        asked.append(("in total", stated.spent, _private(site, 0, len(stated.rounds))))
+        return self._compare(asked, site.delta)
+
+    def check_budget(self, site: SiteLedger) -> str:
+        """Raise Refused if a site spent more than its budget, or its rest is not what is left."""
+        stated, budget = self._findings.of(site.site), genesis_of(site.report).epsilon
+        if stated.spent is None:
+            return "NOT PRIVATE: there is no bound, and no budget that could hold"
+        if stated.spent > budget * (1 + 1e-6):
+            raise Refused(f"{stated.spent} of {budget:g} spent")
+        if not math.isclose(stated.remaining, max(0.0, budget - stated.spent), abs_tol=_ROUNDING):
+            raise Refused(f"{stated.remaining} is not what is left of {budget:g}")
+        return f"{stated.spent:.4f} of {budget:g} spent"
+
+    def check_adversaries(self, ledgers: Sequence[SiteLedger]) -> str:
+        """Raise Refused unless the epsilon against every adversary is that of the worst site."""
+        worst = worst_of(self._findings.spending, ledgers)
+        asked = []
+        for one in self._findings.adversaries:
+            releases = _private(worst, 0, len(worst.reservations))
+            if releases is not None and one.who == "two-sites":
+                releases = [*releases, *releases]
+            if releases is not None and one.who == "replaced":
+                releases = [Releases(r.sigma / 2, r.rate, r.steps) for r in releases]
+            asked.append((one.who, one.epsilon, releases))
+        self._check_second(worst)
+        return self._compare(asked, worst.delta)
+
+    def _check_second(self, worst: SiteLedger) -> None:
+        meaning = self._findings.meaning
+        if meaning is None:
+            return
+        found = epsilon(worst.releases, worst.delta)
+        if not _fits(meaning.second, found, _allowed(meaning.second_accountant)):
+            raise Refused(f"the second accountant's {meaning.second} is not near {found.high:.6f}")
+
+    def _compare(
+        self, asked: Sequence[tuple[str, float | None, Sequence[Releases] | None]], delta: float
+    ) -> str:
+        wrong, widest = [], 0.0
+        for what, stated, releases in asked:
+            if releases is None:
+                if stated is not None:
+                    wrong.append(f"{what}: {stated} is stated, but there is no bound")
+                continue
+            found = epsilon(releases, delta)
+            widest = max(widest, found.high - found.low)
+            if not _fits(stated, found, self._above):
+                between = f"{found.low:.6f} to {found.high:.6f}"
+                wrong.append(f"{what}: {stated} is stated, {between} found")
+        if wrong:
+            more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+            raise Refused("; ".join(wrong[:_SHOWN]) + more)
+        return f"{len(asked)} numbers, found to within {widest:.1g}"
+
+
+def _allowed(accountant: str) -> tuple[float, float]:
+    return _LOOSE if "rdp" in accountant else _TIGHT
+
+
+def _fits(stated: float | None, found: Range, above: tuple[float, float]) -> bool:
+    factor, more = above
+    return stated is not None and found.low - _ROUNDING <= stated <= factor * found.high + more
+
+
+def _private(site: SiteLedger, first: int, end: int) -> Sequence[Releases] | None:
+    """The releases of some reservations; None if one of them was not private."""
+    some = site.reservations[first:end]
+    return releases_of(some) if all(r.private for r in some) else None
+
+
+def difference(report: Report) -> None:
+    """Raise Refused where anything but an epsilon differs from what the facts give.
+
+    Epsilons are the business of the auditor's accountant: those of training may differ in their
+    last digits from one version of a library to the next.
+    """
+    where = _first(report.findings, assess(report.facts), "findings")
+    if where:
+        raise Refused(f"{where} is not what the evidence gives")
+
+
+def _first(stated: object, found: object, where: str) -> str:
+    """Where two values first differ by more than 2e-6; empty if nowhere."""
+    if isinstance(stated, float) and isinstance(found, float):
+        return "" if math.isclose(stated, found, rel_tol=1e-9, abs_tol=_ROUNDING) else where
+    if isinstance(stated, tuple) and isinstance(found, tuple) and len(stated) == len(found):
+        pairs = enumerate(zip(stated, found, strict=True))
+        return next(filter(None, (_first(a, b, f"{where}[{n}]") for n, (a, b) in pairs)), "")
+    if is_dataclass(stated) and type(stated) is type(found):
+        return next(filter(None, _fields(stated, found, where)), "")
+    return "" if stated == found else where
+
+
+def _fields(stated: object, found: object, where: str) -> list[str]:
+    differing = []
+    for field in fields(stated):  # type: ignore[arg-type]  # a dataclass, as the caller knows
+        one, other = getattr(stated, field.name), getattr(found, field.name)
+        if field.name in _EPSILONS and (one is None) == (other is None):
+            continue
+        differing.append(_first(one, other, f"{where}.{field.name}"))
+    return differing

@@ -1,0 +1,208 @@
+"""Is everything in a report so? One line for each thing checked, by the evidence in the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from typing import Final, Literal
+
+import jsonschema  # type: ignore[import-untyped]
+
+from common.config import digest
+from common.errors import InputError, Refused, VeilfaceError
+from common.roster import Roster
+from common.signing import fingerprint, public_key
+from common.statement import Evidence, Statement
+from common.vault_facts import VaultFacts
+from server.audit.assess import SiteLedger, ledgers_of
+from server.audit.collect import check_statement
+from server.audit.facts import Facts, Report, digest_of
+from server.audit.ledgers import ledger_of
+from server.audit.recompute import Auditor, difference
+from server.audit.seal import check_seal
+
+Outcome = Literal["holds", "FAILS", "stated", "note"]
+SCHEMA: Final = "schema.json"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the verdict: `stated` is what a report can only say, `note` what to know."""
+
+    outcome: Outcome
+    what: str
+    detail: str = ""
+
+
+def check_text(text: str, expected: str | None = None) -> tuple[Report | None, tuple[Check, ...]]:
+    """Check the text of a `report.json`; `expected` is the roster key's fingerprint, to pin.
+
+    The report is None where the text is none; then the checks say why.
+    """
+    checks = [holds("the text is JSON and fits the published schema", partial(_fits_schema, text))]
+    form = "the text is the canonical form of a report"
+    try:
+        report = Report.from_text(text)
+    except VeilfaceError as error:
+        return None, (*checks, Check("FAILS", form, str(error)))
+    checks.append(Check("holds", form))
+    return report, (*checks, *_signatures(report, expected), *_content(report))
+
+
+def failed(checks: Iterable[Check]) -> bool:
+    """Say whether anything fails."""
+    return any(check.outcome == "FAILS" for check in checks)
+
+
+def holds(what: str, check: Callable[[], str | None]) -> Check:
+    """Run one check: what it raises fails it, what it returns is its detail."""
+    try:
+        return Check("holds", what, check() or "")
+    except (VeilfaceError, ValueError, RecursionError) as error:
+        return Check("FAILS", what, str(error))
+
+
+def _fits_schema(text: str) -> None:
+    schema = json.loads((files("server.audit") / SCHEMA).read_text(encoding="utf-8"))
+    try:
+        jsonschema.validate(json.loads(text), schema)
+    except jsonschema.ValidationError as error:
+        raise InputError(f"{error.json_path}: {error.message[:200]}") from error
+
+
+def _roster(facts: Facts) -> Roster:
+    return Roster.read(facts.roster.encode(), public_key(facts.roster_key.encode()))
+
+
+def _signatures(report: Report, expected: str | None) -> Iterator[Check]:
+    facts = report.facts
+
+    def pinned() -> str:
+        found = fingerprint(public_key(facts.roster_key.encode()))
+        if expected is not None and found != expected:
+            raise Refused(f"it is {found}, not {expected}")
+        return found
+
+    if expected is None:
+        key = holds("roster key", pinned)
+        hint = "compare it with what the operator told you, or give --fingerprint"
+        yield key if failed([key]) else Check("note", f"the roster key is {key.detail}", hint)
+    else:
+        yield holds("the roster key is the expected one", pinned)
+    yield holds("the roster is signed by the roster key", partial(_signed_roster, facts))
+    yield holds("the federation's server signed the whole report", partial(_sealed, report))
+    for number, evidence in enumerate(facts.sites, start=1):
+        name = _name(evidence, number)
+        yield holds(f"{name} signed its statement", partial(_signed, facts, evidence))
+        what = f"the ledger of {name} is whole and ends where the site signed"
+        yield holds(what, partial(_chained, evidence))
+    for number, document in enumerate(facts.vaults, start=1):
+        yield holds(f"vault {number} signed its facts", partial(_vault, document))
+
+
+def _name(evidence: Evidence, number: int) -> str:
+    try:
+        return Statement.unverified(evidence.statement).site
+    except VeilfaceError:
+        return f"site {number}"
+
+
+def _signed_roster(facts: Facts) -> str:
+    found = _roster(facts)
+    return f"federation {found.federation}, serial {found.serial}, of {found.issued}"
+
+
+def _sealed(report: Report) -> None:
+    facts = report.facts
+    sha256 = digest_of(facts, report.findings, report.veilface, report.created)
+    key = public_key(facts.roster_key.encode())
+    check_seal(report.seal, sha256, _roster(facts).federation, key)
+
+
+def _signed(facts: Facts, evidence: Evidence) -> str:
+    statement = check_statement(evidence, _roster(facts))
+    return f"on {statement.issued}{', in a simulation' if statement.simulated else ''}"
+
+
+def _chained(evidence: Evidence) -> str:
+    found = ledger_of(evidence, Statement.unverified(evidence.statement))
+    return f"{len(found.reservations)} rounds reserved, {len(found.commits)} released"
+
+
+def _vault(document: str) -> str:
+    return VaultFacts.read(document).vault
+
+
+def _content(report: Report) -> Iterator[Check]:
+    """What follows from the evidence; without readable ledgers nothing does."""
+    facts, findings = report.facts, report.findings
+    try:
+        ledgers = ledgers_of(facts)
+        missing = sorted({one.name for one in _roster(facts).sites} - {s.site for s in ledgers})
+    except VeilfaceError as error:
+        yield Check("FAILS", "every number follows from the ledgers", str(error))
+        return
+    yield holds("every round is as the contract says", partial(_constants, facts, ledgers))
+    if not missing:
+        what = "no more updates were used than sites released"
+        yield holds(what, partial(_accepted, facts, ledgers))
+    auditor = Auditor(findings)
+    for site in ledgers:
+        what = f"the auditor's accountant finds the epsilons of {site.site}"
+        yield holds(what, partial(auditor.check_site, site))
+        yield holds(f"{site.site} stayed within its budget", partial(auditor.check_budget, site))
+    what = "the auditor's accountant finds the epsilons against each adversary"
+    yield holds(what, partial(auditor.check_adversaries, ledgers))
+    yield holds("all else that was computed follows from the evidence", partial(difference, report))
+    yield from _open_points(facts, missing)
+
+
+def _constants(facts: Facts, ledgers: tuple[SiteLedger, ...]) -> str:
+    contract, privacy = facts.contract, facts.contract.privacy
+    if facts.run_id != contract.run_id:
+        raise InputError("the report names another run than its contract")
+    wanted = (
+        privacy.noise_multiplier,
+        privacy.sample_rate,
+        contract.local_steps,
+        privacy.max_grad_norm,
+    )
+    others: set[str] = set()
+    for site, evidence in zip(ledgers, facts.sites, strict=True):
+        if site.delta != privacy.delta:
+            raise InputError(f"{site.site} counts at another delta than the contract")
+        if digest(contract) not in Statement.unverified(evidence.statement).contracts:
+            raise InputError(f"{site.site} does not state that it was given this contract")
+        for entry in site.reservations:
+            found = (entry.noise_multiplier, entry.sample_rate, entry.steps, entry.max_grad_norm)
+            if entry.run_id != contract.run_id:
+                others.add(entry.run_id)
+            elif found != wanted or entry.round > contract.rounds:
+                raise InputError(f"round {entry.round} of {site.site} is not")
+    return f"{len(others)} other runs are in the ledgers and counted" if others else ""
+
+
+def _accepted(facts: Facts, ledgers: tuple[SiteLedger, ...]) -> None:
+    released = [site.released(facts.run_id) for site in ledgers]
+    for one in facts.rounds:
+        known = sum(one.round in rounds for rounds in released)
+        if one.accepted > known:
+            raise InputError(f"round {one.round}: {one.accepted} used, {known} released")
+
+
+def _open_points(facts: Facts, missing: list[str]) -> Iterator[Check]:
+    """What to know, and what nobody can recompute from the report."""
+    if missing:
+        names = ", ".join(missing)
+        yield Check("note", f"no statement of {names}", "nothing here holds for their people")
+    if any(Statement.unverified(one.statement).simulated for one in facts.sites):
+        detail = "one machine held all keys: the signatures prove no independence of the sites"
+        yield Check("note", "this is a simulation", detail)
+    if facts.utility or facts.groups:
+        yield Check("stated", "error rates", "measured on public data, signed by the server")
+    if facts.refusals:
+        yield Check("stated", "answers that were not used", "as recorded and signed by the server")
+    yield Check("stated", "software versions", "as each party found and signed them")

@@ -1,0 +1,34 @@
+"""What a simulated run leaves for an auditor: a throw-away federation, and its sites' statements.
+
+The same authority, bundles and signatures as in a deployment. But one machine plays all parties
+and holds all their keys, so the signatures prove that nothing was changed since, and not that the
+sites are independent: each statement says that it is of a simulation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from client.statement import evidence_of
+from common.bundle import Bundle
+from common.storage import make_private_directory, write_private
+from server.audit.collect import AUDIT, FEDERATION, STATEMENTS, record_software
+from server.provisioning.federation import create
+from server.provisioning.folder import bundle_path
+from server.provisioning.request import Endpoint, Passphrases, Settings
+
+
+def leave_evidence(run: Path, run_id: str) -> None:
+    """Sign each ledger under `run`/sites for its site, and write down which software ran."""
+    audit = make_private_directory(run / AUDIT)
+    folder = audit / FEDERATION
+    sites = sorted(path.name for path in (run / "sites").iterdir())
+    settings = Settings(run_id, Endpoint("localhost", 443))
+    if not folder.exists():
+        create(folder, settings, tuple(sites), Passphrases())
+    statements = make_private_directory(audit / STATEMENTS)
+    for site in sites:
+        bundle = Bundle.read(bundle_path(folder, settings, site))
+        evidence = evidence_of(run / "sites" / site, bundle, public=run / "public", simulated=True)
+        write_private(statements / f"{site}.json", evidence.to_bytes())
+    record_software(run)
