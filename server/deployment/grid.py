@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    pull_and_inflate_object_from_tree,
+)
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.errors import VeilfaceError
@@ -24,6 +33,11 @@ log = logging.getLogger("veilface.server")
 
 _LOOK_EVERY: Final = 0.1
 _COUNT_EVERY: Final = 1.0
+# An answer's head is there a little before its arrays, which a hostile site may never send.
+_FIRST_WAIT: Final = 0.05
+_LONGEST_WAIT: Final = 0.5
+_UPLOAD_WITHIN: Final = 20.0
+LONGEST_ROUND: Final = 900.0
 _UNREACHED: Final = (
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.MESSAGE_UNAVAILABLE,
@@ -83,15 +97,16 @@ class RosterGrid(HttpGrid):
     ) -> Iterable[Message]:
         """Return the answers of all sites that live until they have answered.
 
-        A site that falls silent, or is struck off the roster, has no answer among them.
+        A site that falls silent, or is struck off the roster, has no answer among them; one that
+        lives but does not answer is waited for until `timeout`, or `LONGEST_ROUND` without one.
         """
         asked = _Asked(self._living(), self.push_messages)
         asked.ask(list(messages))
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + (LONGEST_ROUND if timeout is None else timeout)
         answers: list[Message] = []
         counted = time.monotonic()
-        while asked.open and (deadline is None or time.monotonic() < deadline):
-            answers.extend(filter(asked.closed_by, self.pull_messages(asked.out)))
+        while asked.open and time.monotonic() < deadline:
+            answers.extend(self._pull(asked))
             if time.monotonic() - counted > _COUNT_EVERY:
                 counted = time.monotonic()
                 for node in asked.recount(self._living()):
@@ -99,6 +114,28 @@ class RosterGrid(HttpGrid):
             if asked.open:
                 time.sleep(_LOOK_EVERY)
         return answers
+
+    def _pull(self, asked: _Asked) -> Iterator[Message]:
+        """Yield the answers that are there; one whose upload breaks off is asked for again."""
+        client, run_id = self._runtime_client, self.run.run_id
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=asked.out))
+        pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run_id)
+        confirm = make_confirm_message_received_fn_protobuf(
+            client.ConfirmMessageReceived, self.node, run_id
+        )
+        for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            question = head.metadata.reply_to_message_id
+            try:
+                answer = pull_and_inflate_object_from_tree(
+                    tree, pull, confirm, return_type=Message,
+                    max_time=_UPLOAD_WITHIN, initial_backoff=_FIRST_WAIT, backoff_cap=_LONGEST_WAIT,
+                )  # fmt: skip
+            except ObjectPullError:
+                asked.broken_off(question)
+                continue
+            answer.metadata.__dict__["_message_id"] = tree.object_id
+            if asked.closed_by(answer):
+                yield answer
 
 
 class _Asked:
@@ -109,6 +146,7 @@ class _Asked:
         self._out: dict[str, Message] = {}
         self._undelivered: list[Message] = []
         self._missed: set[int] = set()
+        self._broken: set[int] = set()
 
     @property
     def open(self) -> bool:
@@ -139,6 +177,13 @@ class _Asked:
             self._undelivered.append(question)
             return False
         return True
+
+    def broken_off(self, name: str) -> None:
+        """Ask a question once more whose answer was announced and did not come; not for ever."""
+        question = self._out.pop(name, None)
+        if question is not None and question.metadata.dst_node_id not in self._broken:
+            self._broken.add(question.metadata.dst_node_id)
+            self._undelivered.append(question)
 
     def recount(self, living: Mapping[int, str]) -> list[int]:
         """Ask again whoever has begun a new life; give up and return who is missing twice running.
