@@ -54,6 +54,16 @@ def accuracy_mu(correct: int, guesses: int, alpha: float) -> float:
     return max(0.0, 2.0 * float(ndtri(rate)))
 
 
+def enough_steps(mu: float) -> int:
+    """Return how many steps refute a claimed `mu` at `ALARM` if the truth is 2 mu, 99.9% surely."""
+    claimed, true = float(ndtr(mu / 2)), float(ndtr(mu))
+    spread = [math.sqrt(rate * (1.0 - rate)) for rate in (claimed, true)]
+    distance = -float(ndtri(ALARM)) * spread[0] - float(ndtri(1e-3)) * spread[1]
+    normal = (distance / (true - claimed)) ** 2
+    # Near certainty the normal approximation fails: all right must be able to refute the claim.
+    return math.ceil(max(normal, 1.5 * math.log(ALARM) / math.log(claimed)))
+
+
 def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, alpha: float) -> float:
     """Return the epsilon refuted by one run (Steinke, Nasr and Jagielski 2023, theorem 5.2).
 

@@ -16,18 +16,32 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.contract import Contract
 from common.persons import Persons
 from server.optimizer import OptimizerState
-from simulations.attacks.bounds import ALARM, READING, accuracy_mu, epsilon_of_mu
+from simulations.attacks.bounds import (
+    ALARM,
+    READING,
+    accuracy_mu,
+    enough_steps,
+    epsilon_of_mu,
+)
 from simulations.attacks.pipeline import Draws, Pipeline, together
 from simulations.attacks.record import Bound, Figure, Finding, Scores, rate_figure
 
 NAME = "gradient"
 _SITE = 1
+_FIRST = 8
 
 
-def gradient_audit(pipeline: Pipeline, draws: Draws, steps: int) -> tuple[Finding, Scores]:
-    """Return the bound from `steps` real steps, in training runs of the contract's rounds."""
+def gradient_audit(
+    pipeline: Pipeline, draws: Draws, steps: int | None = None
+) -> tuple[Finding, Scores]:
+    """Return the bound from `steps` real steps, in training runs of the contract's rounds.
+
+    None takes as many as it needs to notice half the noise.
+    """
+    steps = steps or steps_needed(pipeline.contract)
     rng = draws.coins(NAME)
     canary = pipeline.canaries(1, rng)
     coins = rng.integers(0, 2, steps).astype(np.bool_)
@@ -46,6 +60,7 @@ def gradient_audit(pipeline: Pipeline, draws: Draws, steps: int) -> tuple[Findin
         bounds=(Bound("Gaussian DP, Clopper-Pearson", bound(ALARM), bound(READING)),),
         figures=(
             Figure("steps", steps),
+            Figure("steps that notice half the noise", steps_needed(pipeline.contract)),
             rate_figure("right guesses", correct, steps),
             Figure("canary's part over C", float(scores[coins].mean() - scores[~coins].mean())),
             Figure("noise over C, standard deviation", float(scores[~coins].std())),
@@ -55,6 +70,11 @@ def gradient_audit(pipeline: Pipeline, draws: Draws, steps: int) -> tuple[Findin
     return finding, Scores(scores, coins)
 
 
+def steps_needed(contract: Contract) -> int:
+    """Return how many steps are enough for this audit to catch a build with half the noise."""
+    return enough_steps(1.0 / contract.privacy.noise_multiplier)
+
+
 def _scores(
     pipeline: Pipeline, draws: Draws, canary: Persons, coins: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
@@ -62,13 +82,13 @@ def _scores(
     key, rounds = draws.round_key(_SITE), pipeline.contract.rounds
     persons = {False: pipeline.crowd, True: together(pipeline.crowd, canary)}
     start = OptimizerState.start(pipeline.initial)
-    expected_at_start = _expected(pipeline, pipeline.initial, canary)
+    expected_at_start = _expected(pipeline, pipeline.initial, persons[True])
     scores, state = np.empty(len(coins)), start
     for number, coin in enumerate(coins.tolist()):
         first = number % rounds == 0
         state = start if first else state
         parameters = state.global_parameters()
-        crowd, own = expected_at_start if first else _expected(pipeline, parameters, canary)
+        crowd, own = expected_at_start if first else _expected(pipeline, parameters, persons[True])
         delta = pipeline.update(parameters, persons[coin], key, number)
         scores[number] = float((pipeline.noised_sum(delta) - crowd) @ own / (own @ own))
         state = pipeline.advance(state, delta)
@@ -76,20 +96,23 @@ def _scores(
 
 
 def _expected(
-    pipeline: Pipeline, parameters: NDArray[np.float32], canary: Persons
+    pipeline: Pipeline, parameters: NDArray[np.float32], persons: Persons
 ) -> tuple[Tensor, Tensor]:
-    """The crowd's sum and the canary's gradient under these parameters, float64 [d] each."""
-    crowd = pipeline.contributions(parameters, pipeline.crowd).sum(dim=0)
-    return crowd, pipeline.contributions(parameters, canary)[0]
+    """The crowd's sum and the gradient of the canary, who comes last, float64 [d] each."""
+    found = pipeline.contributions(parameters, persons)
+    return found[:-1].sum(dim=0), found[-1]
 
 
 def _thresholds(scores: NDArray[np.float64], coins: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Halfway between the means of earlier steps with and without the canary, which begin as
-    claimed: at 1 and 0."""
+    """Halfway between the medians of all earlier steps with and without the canary.
 
-    def earlier_mean(chosen: NDArray[np.bool_], prior: float) -> NDArray[np.float64]:
-        total = np.cumsum(np.where(chosen, scores, 0.0)) + prior
-        counts = np.cumsum(chosen) + 1.0
-        return np.concatenate([[prior], (total / counts)[:-1]])
-
-    return (earlier_mean(coins, 1.0) + earlier_mean(~coins, 0.0)) / 2.0
+    Drawn anew whenever the steps have grown by a quarter; the first ones take the claim's, 1/2.
+    """
+    thresholds = np.full(len(scores), 0.5)
+    seen = _FIRST
+    while seen < len(scores):
+        past, coin = scores[:seen], coins[:seen]
+        if coin.any() and not coin.all():
+            thresholds[seen:] = (np.median(past[coin]) + np.median(past[~coin])) / 2.0
+        seen += max(1, seen // 4)
+    return thresholds

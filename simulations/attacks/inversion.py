@@ -33,7 +33,7 @@ from simulations.attacks.pipeline import Draws
 
 IMAGES: Final = 2  # the fewest with which a person has a gradient, and so the easiest to invert
 _COARSE: Final = 28  # a search on this grid, drawn smoothly, is Geiping's prior at its strongest
-_RATE: Final = 0.05
+_RATE: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -123,21 +123,34 @@ def invert(
     return _fine(best, size)
 
 
-def likeness(truth: Tensor, drawn: Tensor, judge: Backbone) -> Likeness:
-    """Compare images [2, 3, S, S] in [0, 1], in the order that fits best: a gradient has none."""
-    found = []
-    for order in itertools.permutations(range(len(drawn))):
-        moved = drawn[list(order)]
-        error = (truth - moved).square().mean(dim=(1, 2, 3)).clamp(min=1e-12)
-        pairs = zip(_grey(truth), _grey(moved), strict=True)
-        found.append(
-            Likeness(
-                float((-10.0 * error.log10()).mean()),
-                float(np.mean([ssim(one, two) for one, two in pairs])),
-                float((_faces(judge, truth) * _faces(judge, moved)).sum(dim=1).mean()),
+@dataclass(frozen=True)
+class Judge:
+    """Compares faces by a network that was not attacked, embeddings less those of the public."""
+
+    backbone: Backbone
+    centre: Tensor
+
+    @staticmethod
+    def of(backbone: Backbone, public: Tensor) -> Judge:
+        """`public` are other people's images [N, 3, S, S] in [0, 1]."""
+        return Judge(backbone, _faces(backbone, public).mean(dim=0))
+
+    def compare(self, truth: Tensor, drawn: Tensor) -> Likeness:
+        """Compare images [2, 3, S, S] in [0, 1], in the order that fits: a gradient has none."""
+        found = []
+        for order in itertools.permutations(range(len(drawn))):
+            moved = drawn[list(order)]
+            error = (truth - moved).square().mean(dim=(1, 2, 3)).clamp(min=1e-12)
+            pairs = zip(_grey(truth), _grey(moved), strict=True)
+            one, two = (_faces(self.backbone, images) - self.centre for images in (truth, moved))
+            found.append(
+                Likeness(
+                    float((-10.0 * error.log10()).mean()),
+                    float(np.mean([ssim(a, b) for a, b in pairs])),
+                    float(F.cosine_similarity(one, two).mean()),
+                )
             )
-        )
-    return max(found, key=lambda one: one.ssim)
+        return max(found, key=lambda each: each.ssim)
 
 
 def ssim(one: NDArray[np.float64], two: NDArray[np.float64]) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,6 @@ from simulations.attacks.record import Figure, Finding
 
 NAME = "templates"
 _MODEL = "audited"
-_PAIRS = 10
 _ROTATIONS = 100
 _TESTS = 3
 _RIDGE = 0.1
@@ -57,6 +57,22 @@ class TemplateMaterial:
     public: Rows
     pictures: Rows
 
+    @cached_property
+    def spread(self) -> float:
+        """The linkage AUC's standard deviation if each vault turns by a random rotation."""
+        key, dim = experiment_key(0), self.first.shape[1]
+
+        def turned(rows: Rows, place: str, number: int) -> NDArray[np.float64]:
+            seed = derive_key(key, place, str(number))
+            result: NDArray[np.float64] = rows @ orthogonal(seed, _MODEL, dim)
+            return result
+
+        found = [
+            linkage(turned(self.first, "a", i) @ turned(self.second, "b", i).T)
+            for i in range(_ROTATIONS)
+        ]
+        return float(np.std(found))
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -76,9 +92,9 @@ class _Stolen:
 
 
 def template_audit(
-    material: TemplateMaterial, draws: Draws, directory: Path
+    material: TemplateMaterial, draws: Draws, vaults: int, directory: Path
 ) -> tuple[Finding, Drawn]:
-    """Return linkage and inversion against real vaults that are made in `directory`."""
+    """Return linkage and inversion against `vaults` pairs of real vaults, made in `directory`."""
     rng = draws.coins(NAME)
     lock = KeyFileLock.create(make_private_directory(directory) / "site.key")
     stolen = [
@@ -86,16 +102,16 @@ def template_audit(
             _steal(rows, lock, directory / f"{pair}-{place}.db", rng)
             for place, rows in enumerate((material.first, material.second))
         )
-        for pair in range(_PAIRS)
+        for pair in range(vaults)
     ]
     people, dim = material.first.shape
     files = float(np.mean([linkage(_agreement(a.sealed, b.sealed)) for a, b in stolen]))
     opened = float(np.mean([linkage(a.templates @ b.templates.T) for a, b in stolen]))
     pointing = float(np.mean([_cosine(a.templates, material.first) for a, _ in stolen]))
     spreads = (
-        math.sqrt(1 / (6 * people) / _PAIRS),
-        _spread_of_rotations(material, draws) / math.sqrt(_PAIRS),
-        1.0 / math.sqrt(dim * _PAIRS),
+        math.sqrt(1 / (6 * people) / vaults),
+        material.spread / math.sqrt(vaults),
+        1.0 / math.sqrt(dim * vaults),
     )
     drawn = _draw(material, stolen[0][0].templates)
     kinds = (
@@ -164,21 +180,6 @@ def _agreement(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> NDArray[np.flo
 
 def _cosine(one: NDArray[np.floating], two: NDArray[np.floating]) -> float:
     return float((unit_norm(one) * unit_norm(two)).sum(axis=1).mean())
-
-
-def _spread_of_rotations(material: TemplateMaterial, draws: Draws) -> float:
-    """The AUC's standard deviation if each vault's space is a random rotation, as is claimed."""
-    key, dim = derive_key(experiment_key(draws.seed), "rotations"), material.first.shape[1]
-
-    def turned(rows: Rows, *labels: str) -> NDArray[np.float64]:
-        result: NDArray[np.float64] = rows @ orthogonal(derive_key(key, *labels), _MODEL, dim)
-        return result
-
-    found = [
-        linkage(turned(material.first, str(i), "a") @ turned(material.second, str(i), "b").T)
-        for i in range(_ROTATIONS)
-    ]
-    return float(np.std(found))
 
 
 def _solving(
