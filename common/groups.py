@@ -1,117 +1,143 @@
-"""False matches by demographic group: a threshold that is safe on average may not be for all.
+"""Errors by demographic group: a threshold that is safe on average may not be for all.
 
-Compared are different persons of the same group (same race label and same gender label), the
-pairs that false matches come from (Grother, Ngan and Hanaoka 2019, NISTIR 8280). With one image a
-person there are no mated pairs, so FNMR by group is not measured.
+Compared are images of the same group: different persons, the pairs that false matches come from
+(Grother, Ngan and Hanaoka 2019, NISTIR 8280), and, where persons have several images, those of one
+person. Each pair of persons counts alike for FMR and each person alike for FNMR, whatever number of
+images they have: else a few much photographed persons would decide.
 """
 
 from __future__ import annotations
 
-import csv
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
 from common.intervals import wilson
-from common.metrics import Interval, threshold_at_fmr, unit_norm
-
-COLUMNS = ("file", "race", "gender", "age")
+from common.metrics import BLOCK_ROWS, Interval, threshold_at_fmr, unit_norm
 
 
 @dataclass(frozen=True)
-class GroupedImage:
-    """One row of a groups CSV: a file, relative to the image folder, and its labels."""
+class Rate:
+    """An error rate, worth as much as `trials` independent trials."""
 
-    file: str
-    race: str
-    gender: str
-    age: str
+    value: float
+    trials: float
 
     @property
-    def group(self) -> str:
-        return f"{self.race}, {self.gender}"
+    def ci(self) -> Interval:
+        """Wilson's 95% interval."""
+        return wilson(self.value, self.trials)
+
+    @property
+    def variance(self) -> float:
+        return self.value * (1 - self.value) / self.trials
 
 
 @dataclass(frozen=True)
 class GroupRate:
-    """FMR of one group's `pairs` non-mated pairs, with its 95% interval."""
+    """A group's FMR over `pairs` non-mated pairs of images, and its FNMR over `mated` ones.
+
+    `several` is how many of its `persons` have two images or more; where none has,
+    `false_non_match` is None.
+    """
 
     group: str
     images: int
+    persons: int
     pairs: int
     false_matches: int
-    fmr: float
-    ci: Interval
+    false_match: Rate
+    several: int
+    mated: int
+    false_non_matches: int
+    false_non_match: Rate | None
+
+    @property
+    def fmr(self) -> float:
+        return self.false_match.value
+
+    @property
+    def ci(self) -> Interval:
+        return self.false_match.ci
+
+    def to_json(self) -> dict[str, object]:
+        missed = self.false_non_match
+        return {
+            "group": self.group,
+            "images": self.images,
+            "persons": self.persons,
+            "pairs": self.pairs,
+            "false_matches": self.false_matches,
+            "fmr": self.fmr,
+            "ci": [self.ci.low, self.ci.high],
+            "mated": self.mated,
+            "false_non_matches": self.false_non_matches,
+            "fnmr": missed.value if missed else None,
+            "fnmr_ci": [missed.ci.low, missed.ci.high] if missed else None,
+        }
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far the worst group's error rate lies above that of all groups together.
+
+    `ratio` is `worst` over `overall`, with its 95% interval; both None where nobody erred. (The
+    ratio to the best group would be infinite once a group has no error.)
+    """
+
+    overall: float
+    worst: str
+    ratio: float | None
+    ci: Interval | None
 
 
 @dataclass(frozen=True)
 class GroupReport:
-    """FMR at one threshold for each group, in falling order of FMR.
+    """Errors at one threshold for each group, in falling order of FMR.
 
-    `fmr` is that of all groups' pairs together; `ratio` the worst group's FMR over it, None where
-    no pair at all matched. (The ratio to the best group would be infinite once a group has none.)
+    `false_match` and `false_non_match` compare the groups; the latter is None without mated pairs.
     """
 
     threshold: float
-    fmr: float
-    ratio: float | None
     groups: tuple[GroupRate, ...]
+    false_match: Gap
+    false_non_match: Gap | None
+
+    @property
+    def fmr(self) -> float:
+        return self.false_match.overall
 
     @property
     def worst(self) -> GroupRate:
         return self.groups[0]
 
+    @property
+    def ratio(self) -> float | None:
+        return self.false_match.ratio
+
     def to_json(self) -> dict[str, object]:
         """The `groups` object that `veilface evaluate --groups --json` prints."""
-        rows = [
-            {
-                "group": rate.group,
-                "images": rate.images,
-                "pairs": rate.pairs,
-                "false_matches": rate.false_matches,
-                "fmr": rate.fmr,
-                "ci": [rate.ci.low, rate.ci.high],
-            }
-            for rate in self.groups
-        ]
+        missed = self.false_non_match
         return {
             "threshold": self.threshold,
             "fmr": self.fmr,
             "worst": self.worst.group,
             "ratio": self.ratio,
-            "groups": rows,
+            "ratio_ci": _ends(self.false_match.ci),
+            "fnmr": missed.overall if missed else None,
+            "fnmr_worst": missed.worst if missed else None,
+            "fnmr_ratio": missed.ratio if missed else None,
+            "fnmr_ratio_ci": _ends(missed.ci if missed else None),
+            "groups": [rate.to_json() for rate in self.groups],
         }
 
 
-def read_groups(path: Path) -> tuple[GroupedImage, ...]:
-    """The rows of a CSV with a header line `file,race,gender,age` (more columns are ignored).
-
-    Raises InputError that names the line for a missing column, an empty field or a file twice.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.DictReader(lines, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"the groups cannot be read from {path}: {error}") from error
-    images: dict[str, GroupedImage] = {}
-    for line, row in enumerate(rows, start=2):
-        fields = {name: (row.get(name) or "").strip() for name in COLUMNS}
-        empty = [name for name, value in fields.items() if not value]
-        if empty:
-            raise InputError(
-                f"{path}, line {line}: no value for {', '.join(empty)}",
-                hint=f"the header is '{','.join(COLUMNS)}'",
-            )
-        image = GroupedImage(**fields)
-        if image.file in images:
-            raise InputError(f"{path}, line {line}: {image.file} is listed twice")
-        images[image.file] = image
-    if not images:
-        raise InputError(f"{path} lists no images")
-    return tuple(images.values())
+def _ends(interval: Interval | None) -> list[float] | None:
+    return [interval.low, interval.high] if interval else None
 
 
 def threshold_within(embeddings: NDArray[np.floating], target: float) -> float:
@@ -121,44 +147,92 @@ def threshold_within(embeddings: NDArray[np.floating], target: float) -> float:
 
 
 def group_rates(
-    embeddings: NDArray[np.floating], groups: list[str], threshold: float
+    embeddings: NDArray[np.floating],
+    groups: Sequence[str],
+    threshold: float,
+    subjects: NDArray[np.integer] | None = None,
 ) -> GroupReport:
-    """FMR within each group of embeddings [N, D] at `threshold`, one image a person.
+    """Errors within each group of embeddings [N, D] at `threshold`.
 
-    Raises InputError where no group has two images; a group of one image is left out.
+    `subjects` [N] are equal where two images show one person; None: each shows another. Raises
+    InputError where no group has two persons; a group of one person is left out.
     """
-    unit = unit_norm(embeddings)
-    labels = np.array(groups)
+    unit, labels = unit_norm(embeddings), np.array(groups)
+    persons = np.arange(len(unit)) if subjects is None else subjects
     rates: list[GroupRate] = []
     for group in sorted(set(groups)):
-        members = unit[labels == group]
-        if len(members) < 2:
-            continue
-        matched = members @ members.T >= threshold
-        np.fill_diagonal(matched, False)
-        rates.append(_rate(group, matched))
+        mine = np.flatnonzero(labels == group)
+        mine = mine[np.argsort(persons[mine], kind="stable")]
+        if len(np.unique(persons[mine])) >= 2:
+            rates.append(_rate(group, unit[mine], persons[mine], threshold))
     if not rates:
-        raise InputError("no group has two images to compare")
+        raise InputError("no group has two images to compare", hint="of different persons")
     rates.sort(key=lambda rate: (-rate.fmr, rate.group))
-    overall = sum(rate.false_matches for rate in rates) / sum(rate.pairs for rate in rates)
-    ratio = rates[0].fmr / overall if overall > 0 else None
-    return GroupReport(threshold, overall, ratio, tuple(rates))
+    matches = [(r.group, r.false_match, r.persons * (r.persons - 1) / 2) for r in rates]
+    missed = [(r.group, m, r.several) for r in rates if (m := r.false_non_match) is not None]
+    return GroupReport(threshold, tuple(rates), _gap(matches), _gap(missed) if missed else None)
 
 
-def _rate(group: str, matched: NDArray[np.bool_]) -> GroupRate:
-    """Wilson's interval with the pairs' effective number, from a symmetric match matrix [n, n].
+def _rate(
+    group: str, unit: NDArray[np.float32], persons: NDArray[np.integer], threshold: float
+) -> GroupRate:
+    """The rates of one group's images, sorted by person.
 
-    Pairs that share a face are not independent, so their number would give a far too narrow
-    interval. The variance of the rate is 4/n times that of a person's own rate (Hoeffding 1948,
-    theorem 7.1), so it is worth p(1-p)/variance independent pairs: between n/2 (pairs that share
-    no face) and all of them.
+    Pairs that share a person are not independent, so their number would give a far too narrow
+    interval. The variance of FMR is 4/n times that of a person's own rate (Hoeffding 1948, theorem
+    7.1), that of FNMR 1/n times; a rate is worth p(1-p)/variance independent trials: for FMR
+    between n/2 (pairs that share no person) and all pairs, for FNMR between n and all pairs.
     """
-    images = len(matched)
-    pairs = images * (images - 1) // 2
-    false_matches = int(np.count_nonzero(matched)) // 2
-    fmr = false_matches / pairs
-    own = np.count_nonzero(matched, axis=1) / (images - 1)
-    variance = 4 * float(own.var()) / images
-    effective = fmr * (1 - fmr) / variance if variance > 0 else images / 2
-    interval = wilson(fmr, float(np.clip(effective, images / 2, pairs)))
-    return GroupRate(group, images, pairs, false_matches, fmr, interval)
+    _, row, images = np.unique(persons, return_inverse=True, return_counts=True)
+    people = len(images)
+    share = (1 / images[row]).astype(np.float32)
+    own = np.zeros(people)
+    false_matches = 0
+    for start in range(0, len(unit), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        matched = (unit[block] @ unit.T >= threshold) & (row[block, None] != row)
+        false_matches += int(np.count_nonzero(matched))
+        np.add.at(own, row[block], share[block] * (matched @ share))
+    pairs = (len(unit) ** 2 - int(images @ images)) // 2
+    fmr = _worth(own / (people - 1), 4, people / 2, pairs)
+    mated, missed = images * (images - 1) // 2, np.zeros(people)
+    first = np.cumsum(images) - images
+    for person in np.flatnonzero(mated):
+        members = unit[first[person] : first[person] + images[person]]
+        scores = (members @ members.T)[np.triu_indices(len(members), 1)]
+        missed[person] = np.count_nonzero(scores < threshold)
+    several = np.flatnonzero(mated)
+    fnmr = None
+    if len(several):
+        fnmr = _worth(missed[several] / mated[several], 1, len(several), int(mated.sum()))
+    return GroupRate(
+        *(group, len(unit), people, pairs, false_matches // 2, fmr),
+        *(len(several), int(mated.sum()), int(missed.sum()), fnmr),
+    )
+
+
+def _worth(own: NDArray[np.floating], order: int, least: float, most: float) -> Rate:
+    """The mean of the persons' own rates [n], and how many independent trials it is worth."""
+    value, variance = float(own.mean()), order * float(own.var()) / len(own)
+    trials = value * (1 - value) / variance if variance > 0 else least
+    return Rate(value, float(np.clip(trials, least, max(least, most))))
+
+
+def _gap(rates: Sequence[tuple[str, Rate, float]]) -> Gap:
+    """Compare groups given as (name, rate, weight in the overall rate).
+
+    The interval is that of log(worst / overall) by the delta method, groups being independent and
+    the worst one taken as given.
+    """
+    weights = [weight for _, _, weight in rates]
+    shares = [weight / sum(weights) for weight in weights]
+    overall = sum(share * rate.value for share, (_, rate, _) in zip(shares, rates, strict=True))
+    name, worst, _ = max(rates, key=lambda entry: entry[1].value)
+    if overall == 0:
+        return Gap(overall, name, None, None)
+    variance = sum(
+        ((group == name) / worst.value - share / overall) ** 2 * rate.variance
+        for share, (group, rate, _) in zip(shares, rates, strict=True)
+    )
+    ratio, spread = worst.value / overall, math.exp(1.959964 * math.sqrt(variance))
+    return Gap(overall, name, ratio, Interval(ratio / spread, ratio * spread))

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from common.errors import InputError
-from common.groups import GroupReport
+from common.groups import Gap, GroupReport, Rate
 from common.lfw import LfwResult
 from common.metrics import Verification
 
@@ -42,7 +42,11 @@ SHIFTS = ("none", "cctv", "mask")
     "--protocol", type=click.Choice(["folder", "lfw"]), default="folder", show_default=True
 )
 @click.option("--shift", type=click.Choice(SHIFTS), default="none", show_default=True)
-@click.option("--groups", type=FILE, help="CSV of file,race,gender,age: false matches by group.")
+@click.option(
+    "--groups",
+    type=click.Path(exists=True, path_type=Path),
+    help="Errors by group: CSV of file,race,gender,age[,subject], or an LFW root.",
+)
 @click.option("--backbone", help="Which public model.  [default: dlib-resnet]")
 @click.option("--weights", type=FILE, help="Weights for --backbone, or that --model started from.")
 @click.option("--model", type=FILE, help="The model of a run, instead of --backbone.")
@@ -67,8 +71,9 @@ def evaluate(
 ) -> None:
     """Measure how well a model verifies faces.
 
-    With --groups, the threshold of FMR 1e-3 on --data is applied to the CSV's images, which lie
-    beside it; where they are those of --data itself, the threshold is that of FMR 1e-3 among them.
+    With --groups, the threshold of FMR 1e-3 on --data is applied to the images that are listed,
+    which lie beside the list; where they are those of --data itself, the threshold is that of FMR
+    1e-3 among them. An LFW root lists persons by gender in male.txt and female.txt.
     """
     from common.chip_cache import ChipCache  # here, so that --help needs no torch
     from common.network import open_network
@@ -172,10 +177,28 @@ def _rows(found: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def _group_table(report: GroupReport) -> Table:
-    ratio = "" if report.ratio is None else f", worst / all {report.ratio:.1f}"
-    title = f"FMR by group at {report.threshold:.4f}: all {report.fmr:.2%}{ratio}"
-    table = Table("group", "images", "pairs", "FMR", "95% interval", title=title)
+    missed = report.false_non_match
+    measured = "FMR and FNMR" if missed else "FMR"
+    lines = [f"{measured} by group at {report.threshold:.4f}", _gap("FMR", report.false_match)]
+    columns = ["group", "persons", "images", "FMR", "95% interval"]
+    if missed:
+        lines.append(_gap("FNMR", missed))
+        columns += ["FNMR", "95% interval"]
+    table = Table(*columns, title="\n".join(lines))
     for rate in report.groups:
-        between = f"{rate.ci.low:.2%} to {rate.ci.high:.2%}"
-        table.add_row(rate.group, f"{rate.images}", f"{rate.pairs:,}", f"{rate.fmr:.2%}", between)
+        cells = [f"{rate.persons:,}", f"{rate.images:,}", *_cells(rate.false_match)]
+        table.add_row(rate.group, *cells, *(_cells(rate.false_non_match) if missed else ()))
     return table
+
+
+def _gap(name: str, gap: Gap) -> str:
+    text = f"{name} of all {gap.overall:.2%}, worst {gap.worst}"
+    if gap.ratio is None or gap.ci is None:
+        return text
+    return f"{text}: {gap.ratio:.2f} times that (95%: {gap.ci.low:.2f} to {gap.ci.high:.2f})"
+
+
+def _cells(rate: Rate | None) -> tuple[str, str]:
+    if rate is None:
+        return ("", "")
+    return f"{rate.value:.2%}", f"{rate.ci.low:.2%} to {rate.ci.high:.2%}"

@@ -20,7 +20,8 @@ from common.dataset import ChipSet, Skipped, images_of, list_subjects, load_chip
 from common.detection import Detector
 from common.embedding import frozen_rows
 from common.errors import InputError
-from common.groups import GroupReport, group_rates, read_groups, threshold_within
+from common.group_labels import GroupedImage, read_gender_lists, read_groups
+from common.groups import GroupReport, group_rates, threshold_within
 from common.intervals import verification_of
 from common.lfw import LfwResult, lfw_result, read_pairs
 from common.metrics import Verification, all_pairs, lowest_threshold
@@ -147,18 +148,17 @@ class Evaluation:
 
 
 def run(pipeline: Pipeline, data: Path, *, lfw: bool, groups: Path | None) -> Evaluation:
-    """What the command does: the protocol's rates on `data`, then those of a CSV's groups.
+    """What the command does: the protocol's rates on `data`, then those of groups.
 
-    A CSV whose images are those of `data` itself (one image a person, so without mated pairs) is
-    measured alone.
+    `groups` is a CSV, or an LFW root with its lists of gender. Where its images are those of `data`
+    itself, they are measured once, by themselves.
     """
     if groups is None:
         return evaluate_lfw(pipeline, data) if lfw else evaluate_folder(pipeline, data)
-    images = beside(groups)
-    if not lfw and data.resolve() in (groups.parent.resolve(), images.resolve()):
-        return evaluate_groups_alone(pipeline, groups, images)
-    measured = run(pipeline, data, lfw=lfw, groups=None)
-    return evaluate_groups(pipeline, groups, images, measured)
+    listed = Listed.read(groups)
+    if not lfw and data.resolve() in (listed.root.resolve(), listed.images.resolve()):
+        return evaluate_groups_alone(pipeline, listed)
+    return evaluate_groups(pipeline, listed, run(pipeline, data, lfw=lfw, groups=None))
 
 
 def evaluate_folder(pipeline: Pipeline, root: Path, *, ci: bool = True) -> Evaluation:
@@ -221,39 +221,69 @@ def evaluate_lfw(pipeline: Pipeline, root: Path) -> Evaluation:
     )
 
 
-def evaluate_groups(
-    pipeline: Pipeline, csv: Path, images: Path, measured: Evaluation
-) -> Evaluation:
-    """Add FMR by group, at the measured threshold, of the images that `csv` lists."""
-    report, found = _groups(pipeline, csv, images, lambda embeddings: measured.threshold)
-    return replace(measured, groups=report, skipped=(*measured.skipped, *found.skipped))
+@dataclass(frozen=True)
+class Listed:
+    """The images of `rows`, in `images`: the folder of that name in `root`, or `root` itself."""
+
+    root: Path
+    images: Path
+    rows: tuple[GroupedImage, ...]
+
+    @classmethod
+    def read(cls, groups: Path) -> Listed:
+        """Read a CSV or an LFW root; InputError where a listed image is missing."""
+        root = groups if groups.is_dir() else groups.parent
+        rows = read_gender_lists(groups) if groups.is_dir() else read_groups(groups)
+        images = root / "images" if (root / "images").is_dir() else root
+        lost = [row.file for row in rows if not (images / row.file).is_file()]
+        if lost:
+            raise InputError(f"{groups} lists {lost[0]}, which is not in {images}")
+        return cls(root, images, rows)
 
 
-def evaluate_groups_alone(pipeline: Pipeline, csv: Path, images: Path) -> Evaluation:
-    """FMR by group where all pairs of the same images together have FMR 1e-3."""
-
-    def own(embeddings: NDArray[np.float32]) -> float:
-        return threshold_within(embeddings, FMR_TARGET)
-
-    report, found = _groups(pipeline, csv, images, own)
-    count = len(found.paths)
-    return Evaluation(None, report.threshold, count, count, 0, found.skipped, groups=report)
+def evaluate_groups(pipeline: Pipeline, listed: Listed, measured: Evaluation) -> Evaluation:
+    """Add the errors by group, at the measured threshold, of the images that are listed."""
+    faces = _grouped(pipeline, listed)
+    report = faces.rates(measured.threshold)
+    return replace(measured, groups=report, skipped=(*measured.skipped, *faces.found.skipped))
 
 
-def beside(csv: Path) -> Path:
-    """Where a groups CSV's images are: in `images` beside it, else beside it."""
-    folder = csv.parent / "images"
-    return folder if folder.is_dir() else csv.parent
+def evaluate_groups_alone(pipeline: Pipeline, listed: Listed) -> Evaluation:
+    """Errors by group where all pairs of the same images together have FMR 1e-3."""
+    faces = _grouped(pipeline, listed)
+    embeddings, persons = faces.found.embeddings, len(np.unique(faces.subjects))
+    if persons == len(embeddings):
+        result, threshold = None, threshold_within(embeddings, FMR_TARGET)
+    else:
+        scores = all_pairs(embeddings, faces.subjects)
+        result, threshold = verification_of(scores), lowest_threshold(scores.non_mated, FMR_TARGET)
+    return Evaluation(
+        result,
+        threshold,
+        len(embeddings),
+        persons,
+        0,
+        faces.found.skipped,
+        groups=faces.rates(threshold),
+        warnings=result.shortages if result else (),
+    )
 
 
-def _groups(
-    pipeline: Pipeline, csv: Path, images: Path, threshold: Callable[[NDArray[np.float32]], float]
-) -> tuple[GroupReport, Embedded]:
-    rows = read_groups(csv)
-    by_path = {images / row.file: row.group for row in rows}
-    lost = [path for path in by_path if not path.is_file()]
-    if lost:
-        raise InputError(f"{csv} lists {lost[0].name}, which is not in {images}")
+@dataclass(frozen=True, eq=False)
+class _Grouped:
+    """Embedded images with the group [N] and the person [N] of each."""
+
+    found: Embedded
+    groups: tuple[str, ...]
+    subjects: NDArray[np.int64]
+
+    def rates(self, threshold: float) -> GroupReport:
+        return group_rates(self.found.embeddings, self.groups, threshold, self.subjects)
+
+
+def _grouped(pipeline: Pipeline, listed: Listed) -> _Grouped:
+    by_path = {listed.images / row.file: row for row in listed.rows}
     found = pipeline.embed(tuple(by_path))
-    names = [by_path[path] for path in found.paths]
-    return group_rates(found.embeddings, names, threshold(found.embeddings)), found
+    rows = [by_path[path] for path in found.paths]
+    _, subjects = np.unique([row.subject or row.file for row in rows], return_inverse=True)
+    return _Grouped(found, tuple(row.group for row in rows), subjects)
