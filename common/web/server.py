@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import ipaddress
 import resource
+import signal
 import socket
 import ssl
 import sys
@@ -22,6 +23,7 @@ from common.web.limits import network_of
 
 _HANDSHAKE_WITHIN: Final = 10.0
 _HEADERS_WITHIN: Final = 15.0
+_IDLE: Final = 10
 _STALLED_AFTER: Final = 60.0
 _CONNECTIONS: Final = 2000
 _CONNECTIONS_OF_ONE: Final = 200
@@ -46,6 +48,15 @@ class Listen:
                 f"{self.host} is not this machine alone, and there is no TLS",
                 hint="give --tls-cert and --tls-key, or --host 127.0.0.1",
             )
+
+    @classmethod
+    def at(cls, where: str, tls: ssl.SSLContext | None) -> Listen:
+        """Return what HOST:PORT or [IPV6]:PORT says."""
+        host, _, port = where.rpartition(":")
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if not bare or bracketed(bare) != host or not port.isdecimal() or int(port) > 65535:
+            raise InputError(f"{where!r} is no address", hint="HOST:PORT, or [IPV6]:PORT")
+        return cls(bare, int(port), tls)
 
     def open(self) -> list[socket.socket]:
         """Return listening sockets, one an address of the host; InputError if one is taken."""
@@ -98,11 +109,13 @@ def run(app: ASGIApp, listen: Listen, journal: Journal, *, graceful: int = 30) -
         proxy_headers=False,
         server_header=False,
         limit_concurrency=_CONNECTIONS,
-        timeout_keep_alive=10,
+        timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=graceful,
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
     server = uvicorn.Server(config)
+    # uvicorn ends in order, and then raises the signal once more.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     journal.write("listening", url=listen.url(sockets[0].getsockname()[1]))
     with asyncio.Runner(loop_factory=_Loop) as runner:
         runner.run(server.serve(sockets))
