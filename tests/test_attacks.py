@@ -1,7 +1,7 @@
 """The audit does not accuse the right build, and catches each broken one.
 
 An attack alarms on a right build with probability at most 1e-6 (`bounds.ALARM`): over the 20 seeds
-and four judged attacks here a false alarm has probability under 1e-4.
+and five judged attacks here a false alarm has probability under 1e-4.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pytest
 
 import client.optimizer
 import client.vault.transform
+import common.masking.site
 from client import gradients
 from common import mechanism
 from common.errors import InputError
@@ -21,6 +22,7 @@ from common.ledger import Ledger
 from simulations.attacks.audit import AuditOptions, Sizes, run_audit, template_material
 from simulations.attacks.controls import CONTROLS, broken_build
 from simulations.attacks.gradient_audit import gradient_audit
+from simulations.attacks.masked_updates import masks_audit
 from simulations.attacks.membership import membership_audit
 from simulations.attacks.one_run import one_run_audit
 from simulations.attacks.pipeline import Draws, Pipeline, chosen, together
@@ -43,7 +45,7 @@ OPTIONS = AuditOptions(
     delta=1e-4,
     attacks=("gradient",),
     control=None,
-    sizes=Sizes(steps=STEPS, canaries=CANARIES, runs=RUNS, search=20, vaults=2),
+    sizes=Sizes(steps=STEPS, canaries=CANARIES, runs=RUNS, masked=60, search=20, vaults=2),
     seed=0,
 )
 
@@ -76,6 +78,7 @@ def test_the_right_build_is_not_flagged(
         gradient_audit(pipeline, draws, STEPS)[0],
         one_run_audit(pipeline, draws, CANARIES, tmp_path / "site")[0],
         membership_audit(pipeline, draws, RUNS)[0],
+        masks_audit(pipeline, draws, 60, tmp_path / "masks")[0],
         template_audit(templates, draws, 1, tmp_path / "vaults")[0],
     ]
     for finding in findings:
@@ -103,6 +106,16 @@ def test_a_vault_without_its_secret_space_is_caught(
     assert any("cosine" in text for text in finding.broken)
 
 
+@pytest.mark.parametrize("control", ["masks-off", "masks-reused"])
+def test_missing_and_repeated_masks_are_caught(
+    pipeline: Pipeline, tmp_path: Path, control: str
+) -> None:
+    with broken_build(control):
+        finding, _ = masks_audit(pipeline, Draws.of(1), 60, tmp_path / "masks")
+    expected = "tells who is there" if control == "masks-off" else "repeat between rounds"
+    assert any(expected in text for text in finding.broken), describe(finding)
+
+
 @pytest.mark.parametrize("control", ["noise-off", "clip-off"])
 def test_one_run_catches_gross_mistakes_under_a_small_claim(
     material: Material, tmp_path: Path, control: str
@@ -124,6 +137,7 @@ def test_the_control_of_controls_is_complete_and_leaves_no_trace() -> None:
         (mechanism, "clip_factors"),
         (gradients, "book_keeping"),
         (client.vault.transform, "orthogonal"),
+        (common.masking.site, "add_mask"),
     ]
     before = [getattr(module, name) for module, name in places]
     for control in CONTROLS:
@@ -192,12 +206,12 @@ def test_linkage_is_an_auc() -> None:
 def test_an_audit_reports_all_attacks_in_numbers_that_json_knows(tmp_path: Path) -> None:
     everything = dataclasses.replace(
         OPTIONS,
-        attacks=("gradient", "one-run", "membership", "inversion", "templates"),
-        sizes=Sizes(steps=40, canaries=16, runs=4, search=5, vaults=1),
+        attacks=("gradient", "one-run", "membership", "masks", "inversion", "templates"),
+        sizes=Sizes(steps=40, canaries=16, runs=4, masked=10, search=5, vaults=1),
     )
     report, evidence = run_audit(everything, tmp_path, lambda *_: None)
     assert [finding.attack for finding in report.findings] == list(everything.attacks)
-    assert set(evidence.scores) == {"gradient", "one-run", "membership"}
+    assert set(evidence.scores) == {"gradient", "one-run", "membership", "masks"}
     assert [(one.train_set, one.private) for one in evidence.inverted] == [
         (kind, private) for kind in ("full", "adapter") for private in (False, True)
     ]

@@ -20,6 +20,7 @@ from common.errors import InputError
 from simulations.attacks import (
     gradient_audit,
     inversion,
+    masked_updates,
     membership,
     one_run,
     template_linkage,
@@ -30,7 +31,7 @@ from simulations.attacks.record import AttackReport, Figure, Finding, Scores
 from simulations.experiment import Experiment, Material, gather
 from simulations.federation import build
 
-Attack = Literal["gradient", "one-run", "membership", "inversion", "templates"]
+Attack = Literal["gradient", "one-run", "membership", "masks", "inversion", "templates"]
 ATTACKS: Final[tuple[Attack, ...]] = get_args(Attack)
 _PORTRAIT: Final = 32
 _VARIATION: Final = 0.3
@@ -38,21 +39,28 @@ _VARIATION: Final = 0.3
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long each attack tries: real steps, canaries, runs, steps of a search, vault pairs.
+    """How long each attack tries.
 
-    `steps` None is as many as the gradient audit needs to notice half the noise.
+    Attributes:
+        steps: of the gradient audit; None is twice what it needs to notice half the noise.
+        canaries: of the one run.
+        runs: shadow runs, and as many attacked ones, of the membership attack.
+        masked: rounds under masks.
+        search: steps of each gradient inversion.
+        vaults: pairs of vaults.
     """
 
     steps: int | None
     canaries: int
     runs: int
+    masked: int
     search: int
     vaults: int
 
 
-QUICK: Final = Sizes(steps=400, canaries=128, runs=12, search=120, vaults=3)
-STANDARD: Final = Sizes(steps=None, canaries=512, runs=32, search=400, vaults=10)
-DEEP: Final = Sizes(steps=40_000, canaries=1024, runs=300, search=2400, vaults=40)
+QUICK: Final = Sizes(steps=400, canaries=128, runs=12, masked=60, search=120, vaults=3)
+STANDARD: Final = Sizes(steps=None, canaries=512, runs=32, masked=200, search=400, vaults=10)
+DEEP: Final = Sizes(steps=40_000, canaries=1024, runs=300, masked=2000, search=2400, vaults=40)
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,10 @@ def run_audit(
                 case "membership":
                     found, scores[attack] = membership.membership_audit(
                         pipeline, draws, options.sizes.runs
+                    )
+                case "masks":
+                    found, scores[attack] = masked_updates.masks_audit(
+                        pipeline, draws, options.sizes.masked, place
                     )
                 case "inversion":
                     found, truth, inverted = _invert(options, draws, place)

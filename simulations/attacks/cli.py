@@ -41,7 +41,7 @@ from simulations.run_folder import check_free
 @click.option("--cache", type=click.Path(path_type=Path), help="Where aligned chips are kept.")
 @click.option("--backbone", type=click.Choice(BACKBONES), default="lenet", show_default=True)
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict or safetensors.")
-@click.option("--persons", type=click.IntRange(min=4), default=24, show_default=True)
+@click.option("--persons", type=click.IntRange(min=4), default=12, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--epsilon", type=float, required=True, help="The claim that is audited.")
 @click.option("--delta", type=float, default=1e-4, show_default=True)
@@ -101,7 +101,12 @@ def attack(
         attacks=tuple(name for name in ATTACKS if name in attacks or not attacks),
         control=control,
         sizes=Sizes(
-            steps or sizes.steps, canaries or sizes.canaries, sizes.runs, sizes.search, sizes.vaults
+            steps or sizes.steps,
+            canaries or sizes.canaries,
+            sizes.runs,
+            sizes.masked,
+            sizes.search,
+            sizes.vaults,
         ),
         seed=seed,
     )

@@ -9,7 +9,8 @@ knows of them.
     clip-off         a person's gradient enters as large as it is
     per-image-clip   each image is clipped by itself, so a person of K images counts K times
     transform-off    the vault's secret rotation is the identity
-    masks-off        no entry yet: belongs here when `common/masking.py` is part of the loop
+    masks-off        secure aggregation without its masks
+    masks-reused     one mask for all rounds
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from client.vault import transform
 from common import mechanism
 from common.errors import InputError
 from common.losses import PersonBatch, PersonLoss, PublicSide
+from common.masking import masks
+from common.masking import site as masking_site
 from common.mechanism import ClippedSum, NoisedSum
-from common.randomness import KeyStream
+from common.randomness import KEY_BYTES, KeyStream
 
 _ENGINES: Final = ("person_loop", "person_vmap", "book_keeping")
 
@@ -106,10 +109,27 @@ def _transform_off(patches: ExitStack) -> None:
     patches.enter_context(patch.object(transform, "orthogonal", identity))
 
 
+def _masks(replacement: Callable[..., None]) -> Callable[[ExitStack], None]:
+    def install(patches: ExitStack) -> None:
+        patches.enter_context(patch.object(masking_site, "add_mask", replacement))
+
+    return install
+
+
+def _no_mask(total: NDArray[np.uint32], seed: bytes, *, negative: bool) -> None:
+    """Leave the vector as it is."""
+
+
+def _same_mask(total: NDArray[np.uint32], seed: bytes, *, negative: bool) -> None:
+    masks.add_mask(total, bytes(KEY_BYTES), negative=negative)
+
+
 CONTROLS: Final[dict[str, Callable[[ExitStack], None]]] = {
     "noise-off": _noise_scaled(0.0),
     "noise-half": _noise_scaled(0.5),
     "clip-off": _clip_off,
     "per-image-clip": _clip_by_image,
     "transform-off": _transform_off,
+    "masks-off": _masks(_no_mask),
+    "masks-reused": _masks(_same_mask),
 }

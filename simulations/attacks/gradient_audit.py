@@ -39,9 +39,9 @@ def gradient_audit(
 ) -> tuple[Finding, Scores]:
     """Return the bound from `steps` real steps, in training runs of the contract's rounds.
 
-    None takes as many as it needs to notice half the noise.
+    None takes twice as many as it needs to notice half the noise.
     """
-    steps = steps or steps_needed(pipeline.contract)
+    steps = steps or 2 * steps_needed(pipeline.contract)
     rng = draws.coins(NAME)
     canary = pipeline.canaries(1, rng)
     coins = rng.integers(0, 2, steps).astype(np.bool_)
