@@ -65,7 +65,7 @@ def up_command(
     folder = FolderConfig(data, state or default_state(opened.bundle), aligned, weights, cache)
     settle_policy(opened.bundle, folder.state, policy, accept=accept_terms)
     verbose = bool(context.find_root().params.get("verbose"))
-    context.exit(up(opened, SiteOptions(folder, server, verbose)))
+    up(opened, SiteOptions(folder, server, verbose))
 
 
 @site.command("status")

@@ -23,11 +23,12 @@ from common.signing import fingerprint, public_key
 from common.storage import make_private_directory, write_private
 from common.supervision import (
     Part,
+    Supervision,
+    become_supervisor,
     only_one,
     python,
     run_part,
     stop_on_signals,
-    supervise,
 )
 from common.terms import Terms
 
@@ -110,13 +111,13 @@ def pin(bundle: Bundle, state: Path) -> Roster:
     return roster
 
 
-def up(opened: OpenedBundle, options: SiteOptions) -> int:
-    """Run a site until it is told to stop; return the exit code."""
-    stop, folder = stop_on_signals(), options.folder
+def up(opened: OpenedBundle, options: SiteOptions) -> NoReturn:
+    """Become the supervisor of a site's node."""
+    folder = options.folder
     with only_one(folder.state) as lock:
         pin(opened.bundle, folder.state)
         open_folder(folder, SitePolicy.read(policy_path(folder.state)))  # refuses before it starts
-        return supervise([_node(opened, options)], lock, stop)
+        become_supervisor(Supervision((_node(opened, options),), lock, "", options.verbose))
 
 
 def _node(opened: OpenedBundle, options: SiteOptions) -> Part:
@@ -131,7 +132,7 @@ def _node(opened: OpenedBundle, options: SiteOptions) -> Part:
         *(["--verbose"] if options.verbose else []),
     ]
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    return Part("node", command, quiet, secret=opened.secret)
+    return Part("node", tuple(command), quiet, secret=opened.secret)
 
 
 def main() -> NoReturn:

@@ -27,9 +27,9 @@ class OpenedBundle:
     passphrase: str | None
 
     @property
-    def secret(self) -> bytes:
+    def secret(self) -> str:
         """The passphrase as a line for another process' standard input; empty if there is none."""
-        return b"" if self.passphrase is None else f"{self.passphrase}\n".encode()
+        return "" if self.passphrase is None else f"{self.passphrase}\n"
 
 
 def bundle_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,39 +1,26 @@
-"""One command, several processes: started in order, restarted when they die, stopped together.
+"""One command, several processes: what to run, by whom, and how to be one of them.
 
-A process that ends with code 2 or 3 has said what is wrong and would only say it again: then all
-are stopped, and the supervisor ends with the same code. A supervisor that is killed takes its
-processes with it, and whoever is left holds the lock, so that there is never a second set.
+The command checks everything, then becomes the supervisor (`common.supervisor`), which holds
+nothing but the standard library: a process that only waits must not hold half a gigabyte.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import NoReturn
 
+from common.config import to_json
 from common.errors import InputError, VeilfaceError
 from common.storage import make_private_directory
-
-log = logging.getLogger("veilface")
-
-_FINAL: Final = (2, 3)
-_FIRST_PAUSE: Final = 0.5
-_LONGEST_PAUSE: Final = 15.0
-_SETTLED_AFTER: Final = 60.0
-_READY_WITHIN: Final = 60.0
-_GRACE: Final = 15.0
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True)
@@ -42,24 +29,30 @@ class Part:
 
     Attributes:
         command: program and arguments; no secret is ever among them.
-        ready: whether those that come after it may start; asked until it is true.
+        listens: HOST:PORT that must take connections before the next part starts; empty for none.
         secret: written to its standard input, which is then closed.
     """
 
     name: str
-    command: Sequence[str]
+    command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
-    ready: Callable[[], bool] = lambda: True
-    secret: bytes = field(default=b"", repr=False)
+    listens: str = ""
+    secret: str = field(default="", repr=False)
 
 
-@dataclass
-class _Running:
-    part: Part
-    process: subprocess.Popen[bytes]
-    since: float
-    pause: float = _FIRST_PAUSE
-    again_at: float | None = None
+@dataclass(frozen=True)
+class Supervision:
+    """What a supervisor does.
+
+    Attributes:
+        lock: descriptor of the lock that it and its parts hold.
+        scratch: folder that is removed at the end; empty for none.
+    """
+
+    parts: tuple[Part, ...]
+    lock: int
+    scratch: str
+    verbose: bool
 
 
 @contextmanager
@@ -88,93 +81,18 @@ def is_running(folder: Path) -> bool:
         return True
 
 
-def supervise(parts: Sequence[Part], lock: int, stop: threading.Event) -> int:
-    """Run all parts until `stop` is set or one of them ends for good; return the exit code."""
-    running: list[_Running] = []
-    try:
-        for part in parts:
-            started = _Running(part, _start(part, lock), time.monotonic())
-            running.append(started)
-            _wait_until_ready(started, stop)
-        log.info("%s: all parts are up", ", ".join(part.name for part in parts))
-        while not stop.wait(0.2):
-            for one in running:
-                _keep(one, lock)
-    except _Ended as ended:
-        return ended.code
-    finally:
-        _stop([one.process for one in reversed(running)])
-    return 0
-
-
-class _Ended(Exception):  # noqa: N818 - names what happened
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-def _start(part: Part, lock: int) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        list(part.command),
-        stdin=subprocess.PIPE,
-        env={**os.environ, **part.environment},
-        pass_fds=(lock,),
-        start_new_session=True,  # a key press reaches the supervisor alone, which stops in order
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-    )
-    assert process.stdin is not None
-    with process.stdin as pipe:
-        try:
-            pipe.write(part.secret)
-        except BrokenPipeError:
-            log.warning("%s ended before it read its secret", part.name)
-    return process
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _wait_until_ready(one: _Running, stop: threading.Event) -> None:
-    deadline = time.monotonic() + _READY_WITHIN
-    while not stop.is_set() and not one.part.ready():
-        code = one.process.poll()
-        if code is not None:
-            log.error("%s ended with code %d while starting", one.part.name, code)
-            raise _Ended(code if code in _FINAL else 1)
-        if time.monotonic() > deadline:
-            log.error("%s was not ready within %.0f s", one.part.name, _READY_WITHIN)
-            raise _Ended(1)
-        stop.wait(0.1)
-
-
-def _keep(one: _Running, lock: int) -> None:
-    """Start a part again that has died, after a pause that grows while it keeps dying."""
-    now = time.monotonic()
-    if one.again_at is None:
-        code = one.process.poll()
-        if code is None:
-            return
-        if code in _FINAL:
-            raise _Ended(code)
-        if now - one.since > _SETTLED_AFTER:
-            one.pause = _FIRST_PAUSE
-        log.warning("%s ended with code %d; again in %.1f s", one.part.name, code, one.pause)
-        one.again_at = now + one.pause
-    elif now >= one.again_at:
-        one.process, one.since, one.again_at = _start(one.part, lock), now, None
-        one.pause = min(2.0 * one.pause, _LONGEST_PAUSE)
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+def become_supervisor(supervision: Supervision) -> NoReturn:
+    """Replace this process by the supervisor; secrets reach it by a pipe."""
+    os.set_inheritable(supervision.lock, True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", encoding="utf-8") as pipe:
+        pipe.write(to_json(supervision))
+    os.dup2(reader, 0)
+    os.close(reader)
+    command = python("common.supervisor")
+    os.execv(command[0], command)
 
 
 def stop_on_signals() -> threading.Event:

@@ -40,7 +40,7 @@ def up_command(
     port = Address.parse(opened.bundle.manifest.server).port
     where = Address.parse(listen) if listen else Address("0.0.0.0", port)
     verbose = bool(context.find_root().params.get("verbose"))
-    context.exit(up(opened, state, where, Address.parse(page), verbose=verbose))
+    up(opened, state, where, Address.parse(page), verbose=verbose)
 
 
 @server.command("run")

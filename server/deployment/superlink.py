@@ -93,15 +93,7 @@ class Inside:
             "--disable-runtime-dependency-installation",
         ]
         home = {"FLWR_HOME": str(self.directory / "flwr")}
-        return Part("superlink", command, {**QUIET, **home}, self.listens)
-
-    def listens(self) -> bool:
-        """Say whether the SuperLink takes connections."""
-        try:
-            socket.create_connection((_LOOPBACK, self.port), timeout=1).close()
-        except OSError:
-            return False
-        return True
+        return Part("superlink", tuple(command), {**QUIET, **home}, listens=self.address)
 
     def control(self) -> ControlHttpClient:
         """Return a client of the Control API."""

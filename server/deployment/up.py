@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from common.bundle import CONTRACT, ROSTER, ROSTER_KEY
 from common.bundle_options import OpenedBundle
@@ -15,11 +15,9 @@ from common.errors import InputError, Refused
 from common.roster import Roster, RosterStore
 from common.signing import fingerprint, public_key
 from common.storage import make_private_directory, write_private
-from common.supervision import Part, only_one, python, stop_on_signals, supervise
+from common.supervision import Part, Supervision, become_supervisor, only_one, python
 from server.deployment.folder import ServerFolder
 from server.deployment.superlink import Inside
-
-log = logging.getLogger("veilface.server")
 
 
 @dataclass(frozen=True)
@@ -50,15 +48,6 @@ class Address:
             except OSError as error:
                 raise InputError(f"cannot listen on {self}: {error.strerror}") from error
 
-    def answers(self) -> bool:
-        """Say whether something takes connections there."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        try:
-            socket.create_connection((host, self.port), timeout=1).close()
-        except OSError:
-            return False
-        return True
-
 
 def install(opened: OpenedBundle, path: Path) -> ServerFolder:
     """Bring a bundle's public files into the server's folder; another federation's is Refused."""
@@ -83,22 +72,22 @@ def accept_roster(folder: ServerFolder, document: bytes) -> Roster:
     return folder.roster_store.accept(document)
 
 
-def up(opened: OpenedBundle, path: Path, listen: Address, page: Address, *, verbose: bool) -> int:
-    """Run the server of a bundle until it is told to stop; return the exit code."""
-    stop = stop_on_signals()
-    with only_one(path) as lock, tempfile.TemporaryDirectory(prefix="veilface-") as private:
+def up(
+    opened: OpenedBundle, path: Path, listen: Address, page: Address, *, verbose: bool
+) -> NoReturn:
+    """Become the supervisor of everything that the server of a bundle runs."""
+    with only_one(path) as lock:
         folder = install(opened, path)
         listen.check_free()
         page.check_free()
-        inside = Inside.make(Path(private))
-        parts = [
+        inside = Inside.make(Path(tempfile.mkdtemp(prefix="veilface-")))
+        parts = (
             inside.part(folder.superlink),
             _front(opened, folder, inside, listen),
             _page(opened, folder, page),
             _coordinator(folder, inside, verbose),
-        ]
-        log.info("sites reach this server at %s; its page is at %s", listen, page)
-        return supervise(parts, lock, stop)
+        )
+        become_supervisor(Supervision(parts, lock, str(inside.directory), verbose))
 
 
 def _front(opened: OpenedBundle, folder: ServerFolder, inside: Inside, listen: Address) -> Part:
@@ -108,7 +97,7 @@ def _front(opened: OpenedBundle, folder: ServerFolder, inside: Inside, listen: A
         *("--upstream", inside.address, "--upstream-ca", str(inside.certificate)),
         *("--bundle", str(opened.path)),
     ]
-    return Part("front", command, ready=listen.answers, secret=opened.secret)
+    return Part("front", tuple(command), listens=str(listen), secret=opened.secret)
 
 
 def _page(opened: OpenedBundle, folder: ServerFolder, page: Address) -> Part:
@@ -117,7 +106,7 @@ def _page(opened: OpenedBundle, folder: ServerFolder, page: Address) -> Part:
         *("--folder", str(folder.path), "--listen", str(page)),
         *("--bundle", str(opened.path)),
     ]
-    return Part("page", command, ready=page.answers, secret=opened.secret)
+    return Part("page", tuple(command), listens=str(page), secret=opened.secret)
 
 
 def _coordinator(folder: ServerFolder, inside: Inside, verbose: bool) -> Part:
@@ -127,4 +116,4 @@ def _coordinator(folder: ServerFolder, inside: Inside, verbose: bool) -> Part:
         *("--inside", str(inside.directory), "--port", str(inside.port)),
         *(["--verbose"] if verbose else []),
     ]
-    return Part("coordinator", command)
+    return Part("coordinator", tuple(command))
