@@ -75,6 +75,10 @@ class Participants:
     def _numbers(self) -> dict[str, int]:
         return {one.site: number for number, one in enumerate(self.advertisements)}
 
+    @cached_property
+    def _digests(self) -> dict[str, bytes]:
+        return {one.site: hashlib.sha256(one.to_bytes()).digest() for one in self.advertisements}
+
     def advertisement(self, site: str) -> Advertisement:
         """Return what a site advertised; a site that did not is Refused."""
         if site not in self._numbers:
@@ -100,7 +104,8 @@ class Participants:
             raise Refused(f"a round on terms that protect nobody: {error.message}") from error
         value = hashlib.sha256(request.to_bytes())
         for site in request.sites:
-            value.update(hashlib.sha256(self.advertisement(site).to_bytes()).digest())
+            self.advertisement(site)
+            value.update(self._digests[site])
         return value.digest()
 
 

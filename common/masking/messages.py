@@ -154,8 +154,13 @@ class UnmaskShares(Signed):
     unopened: tuple[str, ...]
 
 
-def cut(joined: bytes, size: int, count: int, what: str) -> list[bytes]:
-    """Return `count` pieces of `size` bytes each; another length is Refused."""
+def check_size(joined: bytes, size: int, count: int, what: str) -> None:
+    """Raise Refused unless there are `count` pieces of `size` bytes."""
     if len(joined) != size * count:
         raise Refused(f"{what}: {len(joined)} bytes where {size * count} belong")
+
+
+def cut(joined: bytes, size: int, count: int, what: str) -> list[bytes]:
+    """Return `count` pieces of `size` bytes each; another length is Refused."""
+    check_size(joined, size, count, what)
     return [joined[start : start + size] for start in range(0, len(joined), size)]

@@ -21,6 +21,7 @@ from common.masking.messages import (
     SurvivorsRequest,
     UnmaskRequest,
     UnmaskShares,
+    check_size,
     cut,
 )
 from common.masking.shamir import SHARE_BYTES, Recombiner
@@ -93,11 +94,13 @@ class MaskedRound:
             update.check_signature(self._participants.signing_key(site))
             self._check_round(update.round_digest)
             count = len(self._request.sites)
-            cut(update.vector, 4, self._request.dimension, "the vector")
-            cut(update.sealed, SEALED_BYTES, count, "sealed shares")
-            cut(update.share_commitments, DIGEST_BYTES, count, "commitments")
-            cut(update.seed_commitment, DIGEST_BYTES, 1, "commitment")
-            cut(update.pair_commitments, DIGEST_BYTES, len(self._neighbours[site]), "commitments")
+            check_size(update.vector, 4, self._request.dimension, "the vector")
+            check_size(update.sealed, SEALED_BYTES, count, "sealed shares")
+            check_size(update.share_commitments, DIGEST_BYTES, count, "commitments")
+            check_size(update.seed_commitment, DIGEST_BYTES, 1, "commitment")
+            check_size(
+                update.pair_commitments, DIGEST_BYTES, len(self._neighbours[site]), "commitments"
+            )
         except Refused as error:
             raise SiteFault(site[:40], error.message) from error
         for other in self._neighbours[site]:

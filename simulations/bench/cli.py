@@ -31,6 +31,12 @@ def _search(runs: int) -> list[Case]:
     return search(runs)
 
 
+def _secagg(runs: int) -> list[Case]:
+    from simulations.bench.secagg import secagg
+
+    return secagg(runs)
+
+
 def _vault(runs: int) -> list[Case]:
     from simulations.bench.vault import vault
 
@@ -40,6 +46,7 @@ def _vault(runs: int) -> list[Case]:
 BENCHES: dict[str, Callable[[int], list[Case]]] = {
     "dp-step": _dp_step,
     "search": _search,
+    "secagg": _secagg,
     "simulation": _simulation,
     "vault": _vault,
 }
