@@ -37,6 +37,7 @@ _BUSY_POLL: Final = 0.2
 _IDLE_POLL: Final = 1.0
 _BUSY_FOR: Final = 120.0
 _LONGEST_PAUSE: Final = 15.0
+_NOTE_EVERY: Final = 15.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Node:
         self._link, self._app, self._policy = link, app, policy
         self._state, self._stop = state, stop
         self._joined = 0
+        self._noted_at = 0.0
 
     def run(self) -> None:
         """Join, answer messages, and leave; while the server is away, try again."""
@@ -93,7 +95,7 @@ class Node:
                     self._serve(link)
                     link.leave()
             except Unreachable as error:
-                log.warning("%s; trying again in %.0f s", error, pause)
+                log.warning("%s; trying again in %.1f s", error, pause)
             except Refused as error:
                 pause = _LONGEST_PAUSE
                 log.error("%s; is this site on the server's roster? again in %.0f s", error, pause)
@@ -105,10 +107,15 @@ class Node:
     def _join(self, link: ServerLink) -> None:
         before = NodeState.read(self._state)
         self._joined = link.join(before.node_id if before else None)
+        self._noted_at = 0.0
         self._contact()
         log.info("joined as node %d", self._joined)
 
     def _contact(self) -> None:
+        """Note that the server answered, not so often that it wears the disk."""
+        if time.monotonic() - self._noted_at < _NOTE_EVERY:
+            return
+        self._noted_at = time.monotonic()
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         NodeState(self._joined, now).keep(self._state)
 

@@ -113,6 +113,7 @@ def run_part(body: Callable[[], None], *, verbose: bool) -> NoReturn:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
+        force=True,  # libraries set up the root logger when they are imported
     )
     for noisy in ("flwr", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING if verbose else logging.ERROR)
