@@ -109,8 +109,8 @@ def test_what_cannot_be_encoded_is_refused() -> None:
 def test_the_cost_of_a_sum_is_that_of_kairouz_liu_and_steinke() -> None:
     noise = ShareNoise(sigma=0.7, l2_sensitivity=2.0, dimension=50)
     terms = (math.exp(-2 * math.pi**2 * 0.49 * k / (k + 1)) for k in (1, 2, 3))
-    two_rho = 4.0 / (4 * 0.49) + 10 * sum(terms) * 50 / 2
-    assert noise.noise_multiplier(4) == pytest.approx(1 / math.sqrt(two_rho), rel=1e-9)
+    inverse = 2.0 / (2 * 0.7) + 10 * sum(terms) * math.sqrt(50)
+    assert noise.noise_multiplier(4) == pytest.approx(1 / inverse, rel=1e-9)
     alone = ShareNoise(sigma=5.0, l2_sensitivity=2.0, dimension=50).noise_multiplier(1)
     assert alone == pytest.approx(2.5) and alone <= 2.5
 

@@ -1,13 +1,14 @@
 """What a sum of discrete Gaussian shares costs, and how large each share must be.
 
 The sum of m independent draws of N_Z(0, sigma^2) in each of d coordinates, added to integers of L2
-sensitivity Delta, is rho-concentrated with (Kairouz, Liu and Steinke 2021, arXiv:2102.06387,
-theorem 1, first bound; m = 1 is Canonne, Kamath and Steinke 2020, theorem 4)
+sensitivity Delta, costs alpha / (2 z^2) at every order alpha, with noise multiplier z given by
 
-    2 rho = Delta^2 / (m sigma^2) + tau d / 2,  tau = 10 sum_{k=1}^{m-1} e^(-2 pi^2 sigma^2 k/(k+1))
+    1 / z = Delta / (sqrt(m) sigma) + tau sqrt(d)
+    tau = 10 sum_{k=1}^{m-1} e^(-2 (pi sigma)^2 k/(k+1))
 
-for sigma >= 1/2. tau is how far a sum of discrete Gaussians is from one: under 1e-37 from
-sigma 3 on.
+for sigma >= 1/2 (Kairouz, Liu and Steinke 2021, arXiv:2102.06387, proposition 14, last bound; m = 1
+is Canonne, Kamath and Steinke 2020, theorem 4). tau is how far a sum of discrete Gaussians is from
+one: under 1e-37 from sigma 3 on.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class ShareNoise:
             raise InputError("sensitivity and dimension must be positive")
 
     def noise_multiplier(self, shares: int) -> float:
-        """Return 1 / sqrt(2 rho) of the sum of so many shares, rounded down."""
+        """Return z of the sum of so many shares, rounded down."""
         if shares < 1:
             raise InputError(f"a sum of {shares} shares of noise protects nobody")
-        steps = (k / (k + 1) for k in range(1, shares))
-        tau = 10 * sum(math.exp(-2 * (math.pi * self.sigma) ** 2 * step) for step in steps)
-        gaussian = self.l2_sensitivity**2 / (shares * self.sigma**2)
-        return _DOWN / math.sqrt(gaussian + tau * self.dimension / 2)
+        ratios = (k / (k + 1) for k in range(1, shares))
+        tau = 10 * sum(math.exp(-2 * (math.pi * self.sigma) ** 2 * ratio) for ratio in ratios)
+        gaussian = self.l2_sensitivity / (math.sqrt(shares) * self.sigma)
+        return _DOWN / (gaussian + tau * math.sqrt(self.dimension))
 
     def epsilon(self, shares: Iterable[int], delta: float) -> float:
         """Return epsilon of rounds whose sums hold so many shares, checked by two accountants."""
