@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from html import escape
+
 from scipy.special import ndtri
 
 from common.metrics import Interval, Verification
 from server.audit.curves import Axis, Line, chart, key
-from server.audit.facts import Groups, Utility
+from server.audit.facts import GroupRate, Groups, Utility
 from server.audit.promise import figure
 from server.audit.view import View
 from server.report.run_record import DetPoints
-from server.report.wording import interval, percent
+from server.report.wording import percent
 
 _LEFT, _LOW = 2e-4, 1e-3
 _DET_MARKS = (1e-3, 1e-2, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -62,7 +64,14 @@ def _rates(view: View, found: Utility) -> list[str]:
 
 def _rate(rates: Verification, name: str) -> str:
     ends: Interval | None = getattr(rates.ci, name) if rates.ci else None
-    return percent(getattr(rates, name)) + (f"<small>{interval(ends)}</small>" if ends else "")
+    return percent(getattr(rates, name)) + (
+        f"<small>{_ends(ends.low, ends.high, 1)}</small>" if ends else ""
+    )
+
+
+def _ends(low: float, high: float, places: int) -> str:
+    """An interval in percent, in signs that every language reads."""
+    return f"{100 * low:.{places}f}\N{EN DASH}{100 * high:.{places}f}"
 
 
 def _deviates(points: DetPoints) -> list[tuple[float, float]]:
@@ -77,18 +86,23 @@ def _deviates(points: DetPoints) -> list[tuple[float, float]]:
 def _groups(view: View, groups: Groups) -> list[str]:
     w = view.w
     rows = [
-        (
-            one.group,
-            f"{one.pairs:,}",
-            percent(one.fmr),
-            interval(Interval(one.fmr_low, one.fmr_high)),
-            w("utility.unmeasured") if one.fnmr is None else percent(one.fnmr),
-        )
+        (escape(one.group), f"{one.pairs:,}", _group_rate(one.fmr), _missed(view, one.fnmr))
         for one in groups.groups
     ]
-    heads = [f"utility.{name}" for name in ("group", "pairs", "fmr", "interval", "fnmr")]
+    heads = [f"utility.{name}" for name in ("group", "pairs", "fmr", "fnmr")]
     caption = w("utility.groups", threshold=f"{groups.threshold:.4f}")
     found = [view.table(caption, heads, rows)]
-    if groups.ratio is not None:
-        found.append(view.plain("utility.worst", ratio=f"{groups.ratio:.1f}"))
+    for name, worst in (("worst", groups.worst), ("worst_missed", groups.worst_missed)):
+        if worst is not None:
+            text = view.plain(f"utility.{name}", group=worst.group, ratio=f"{worst.ratio:.1f}")
+            found.append(text)
     return found
+
+
+def _group_rate(rate: GroupRate) -> str:
+    """A rate with its interval; false matches are rare, so to a thousandth of a percent."""
+    return f"{100 * rate.rate:.3f}%<small>{_ends(rate.low, rate.high, 3)}</small>"
+
+
+def _missed(view: View, rate: GroupRate | None) -> str:
+    return view.w("utility.unmeasured") if rate is None else _group_rate(rate)

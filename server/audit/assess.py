@@ -153,8 +153,13 @@ def _spending(ledger: SiteLedger) -> Spending:
         for count, entry in enumerate(reservations, start=1)
     )
     total = rounds[-1].total if rounds else 0.0
-    remaining = 0.0 if total is None else max(0.0, genesis.epsilon - total)
-    return Spending(ledger.site, genesis.epsilon, genesis.delta, total, round(remaining, 6), rounds)
+    remaining = left_of(genesis.epsilon, total)
+    return Spending(ledger.site, genesis.epsilon, genesis.delta, total, remaining, rounds)
+
+
+def left_of(budget: float, spent: float | None) -> float:
+    """Return what is left of a budget, to six places; nothing where there is no bound."""
+    return 0.0 if spent is None else round(max(0.0, budget - spent), 6)
 
 
 def _stated(reservations: Sequence[Reservation], delta: float) -> float | None:

@@ -20,7 +20,16 @@ from common.software import Software, installed_software
 from common.statement import Evidence, Statement
 from common.storage import write_private
 from common.vault_facts import VaultFacts
-from server.audit.facts import Facts, Group, Groups, Refusal, Round, Utility
+from server.audit.facts import (
+    Facts,
+    Group,
+    GroupRate,
+    Groups,
+    Refusal,
+    Round,
+    Utility,
+    WorstGroup,
+)
 from server.audit.ledgers import ledger_of
 from server.checkpoint import load
 from server.report.run_record import read_run
@@ -147,9 +156,17 @@ def _groups(path: Path) -> Groups:
         found = json.loads(_read(path))["groups"]
         return Groups(
             threshold=float(found["threshold"]),
-            fmr=float(found["fmr"]),
-            ratio=None if found["ratio"] is None else float(found["ratio"]),
-            groups=tuple(_group(row) for row in found["groups"]),
+            worst=_worst(found["worst"], found["ratio"]),
+            worst_missed=_worst(found.get("fnmr_worst"), found.get("fnmr_ratio")),
+            groups=tuple(
+                Group(
+                    str(row["group"]),
+                    int(row["pairs"]),
+                    GroupRate(float(row["fmr"]), *map(float, row["ci"])),
+                    _missed(row.get("fnmr"), row.get("fnmr_ci")),
+                )
+                for row in found["groups"]
+            ),
         )
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(
@@ -157,17 +174,12 @@ def _groups(path: Path) -> Groups:
         ) from error
 
 
-def _group(row: dict[str, object]) -> Group:
-    low, high = map(float, row["ci"])  # type: ignore[call-overload]  # a wrong type is caught above
-    fnmr = row.get("fnmr")
-    return Group(
-        group=str(row["group"]),
-        pairs=int(str(row["pairs"])),
-        fmr=float(str(row["fmr"])),
-        fmr_low=low,
-        fmr_high=high,
-        fnmr=None if fnmr is None else float(str(fnmr)),
-    )
+def _worst(group: object, ratio: float | None) -> WorstGroup | None:
+    return None if ratio is None else WorstGroup(str(group), float(ratio))
+
+
+def _missed(rate: float | None, ends: list[float] | None) -> GroupRate | None:
+    return None if rate is None or ends is None else GroupRate(float(rate), *map(float, ends))
 
 
 def _software(path: Path) -> Software:

@@ -52,24 +52,39 @@ class Utility:
 
 
 @dataclass(frozen=True)
+class GroupRate:
+    """An error rate in [0, 1] with its 95% interval."""
+
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Group:
     """False matches in one demographic group, and false non-matches where they were measured."""
 
     group: str
     pairs: int
-    fmr: float
-    fmr_low: float
-    fmr_high: float
-    fnmr: float | None = None
+    fmr: GroupRate
+    fnmr: GroupRate | None
+
+
+@dataclass(frozen=True)
+class WorstGroup:
+    """The group with the most errors, and how many times the rate of all groups it has."""
+
+    group: str
+    ratio: float
 
 
 @dataclass(frozen=True)
 class Groups:
-    """All groups at one threshold; `ratio` is the worst group's FMR over that of all pairs."""
+    """All groups at one threshold; the worst ones are None where nobody erred."""
 
     threshold: float
-    fmr: float
-    ratio: float | None
+    worst: WorstGroup | None
+    worst_missed: WorstGroup | None
     groups: tuple[Group, ...]
 
 

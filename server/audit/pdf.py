@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Final
 
@@ -47,6 +48,8 @@ def to_pdf(report: Report, language: Language) -> bytes:
         lambda found: f'{found[1]}="{_INKS[found[2]]}"',
         render(report, language),
     )
+    # It warns of each rule that is for screens only.
+    logging.getLogger("weasyprint").setLevel(logging.ERROR)
     return bytes(HTML(string=page).write_pdf())
 
 

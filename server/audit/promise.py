@@ -161,7 +161,8 @@ def seen(view: View) -> str:
         for one in view.findings.adversaries
     ]
     heads = ("seen.who", "seen.sees", "seen.epsilon", "seen.guess")
-    parts = [view.plain("seen.local"), view.table(w("seen.caption"), heads, rows, "second-wordy")]
+    local = "seen.local" if view.bounded else "seen.unbounded"
+    parts = [view.plain(local), view.table(w("seen.caption"), heads, rows, "second-wordy")]
     if view.findings.collusion:
         table = [(str(one.sites), w.epsilon(one.epsilon)) for one in view.findings.collusion]
         parts.append(view.table(w("seen.collusion"), ("seen.colluders", "seen.epsilon"), table))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from html import escape
 
 from common.config import digest
 from common.software import Software
@@ -53,8 +54,8 @@ def mechanism(view: View) -> str:
         ("generator", w("mechanism.generator_value" if secret else "mechanism.generator_none")),
         ("denominator", f"{privacy.public_denominator:g}"),
         ("rounds", f"{contract.rounds}, {contract.local_steps}"),
-        ("loss", contract.loss.name),
-        ("backbone", f"{contract.backbone}, {contract.train_set}"),
+        ("loss", escape(contract.loss.name)),
+        ("backbone", escape(f"{contract.backbone}, {contract.train_set}")),
     ]
     if found is not None:
         rows += [
@@ -100,7 +101,7 @@ def consent(view: View) -> str:
             if agreed
             else (w("consent.own_budget"), w("number.none"), w("number.none"))
         )
-        rows.append((one.site, one.issued[:10], budgets[one.site], *limits))
+        rows.append((one.site, escape(one.issued[:10]), budgets[one.site], *limits))
     heads = [f"consent.{n}" for n in ("site", "signed", "budget", "run", "rounds", "code")]
     return view.section(
         "consent", view.plain("consent.plain"), view.table(w("consent.caption"), heads, rows)
@@ -112,7 +113,7 @@ def _codes(hashes: tuple[str, ...]) -> str:
 
 
 def _code(text: str) -> str:
-    return f"<code>{text}</code>"
+    return f"<code>{escape(text)}</code>"
 
 
 def refusals(view: View) -> str:
@@ -125,7 +126,7 @@ def refusals(view: View) -> str:
     for one in found:
         rounds[one.reason].add(one.round)
     rows = [
-        (view.w("report.value", text=reason), _spans(sorted(rounds[reason])), str(count))
+        (escape(reason), _spans(sorted(rounds[reason])), str(count))
         for reason, count in sorted(counts.items())
     ]
     heads = ("refusals.reason", "refusals.rounds", "refusals.count")
@@ -159,7 +160,7 @@ def vaults(view: View) -> str:
         rows = [
             ("vault", _code(one.vault)),
             ("held", f"{one.subjects:,}, {one.templates:,}"),
-            ("encryption", w("report.value", text=", ".join((one.encryption, *one.key_locks)))),
+            ("encryption", escape(", ".join((one.encryption, *one.key_locks)))),
             ("rotations", days(one.rotations)),
             ("renewals", days(one.renewals)),
             ("erasures", days(one.erasures)),
@@ -182,11 +183,11 @@ def software(view: View) -> str:
     heads = [w("software.what"), *(_party(view, names) for names in parties.values())]
     rows = [
         (w("software.code"), *(_code(one.code[:16]) for one in parties)),
-        (w("software.python"), *(one.python for one in parties)),
+        (w("software.python"), *(escape(one.python) for one in parties)),
     ]
     versions = [{one.name: one.version for one in found.packages} for found in parties]
     for name in dict.fromkeys(name for found in versions for name in found):
-        rows.append((name, *(found.get(name, "") for found in versions)))
+        rows.append((escape(name), *(escape(found.get(name, "")) for found in versions)))
     unrecorded = view.quiet("software.unrecorded") if view.facts.software is None else ""
     table = view.raw_table(w("software.caption"), heads, rows)
     return view.section("software", view.plain("software.plain"), unrecorded, table)

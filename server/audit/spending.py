@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 from server.audit.curves import Axis, Line, chart, even, key
 from server.audit.facts import Spending
 from server.audit.promise import BARS, exact_epsilon, figure, left
@@ -59,7 +61,7 @@ def _by_round(view: View, names: str, one: Spending) -> str:
     runs = {row.run_id for row in one.rounds}
     rows = [
         (
-            str(row.round) if len(runs) == 1 else f"{row.round} ({row.run_id})",
+            str(row.round) if len(runs) == 1 else escape(f"{row.round} ({row.run_id})"),
             f"{row.noise_multiplier:g}",
             f"{row.sample_rate:g}",
             str(row.steps),

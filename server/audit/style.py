@@ -43,11 +43,12 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   html { font-size: 10pt; }
   body { font-size: 10pt; }
   section { margin-top: 8mm; }
-  .card, .exact, tr { break-inside: avoid; }
-  figure svg { max-width: 120mm; }
+  .card, .exact { break-inside: avoid; }
+  figure svg { max-width: 100mm; }
+  tr { break-inside: avoid; }
   h2, h3, caption, .refs { break-after: avoid; }
   .scroll { overflow: visible; break-inside: avoid; }
-  .scroll:has(.dense), .exact:has(.dense), table.dense { break-inside: auto; }
+  .scroll:has(.dense, .wordy), .exact:has(.dense), table.dense, table.wordy { break-inside: auto; }
 }
 """
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import jsonschema  # type: ignore[import-untyped]
 
@@ -65,12 +65,15 @@ def holds(what: str, check: Callable[[], str | None]) -> Check:
         return Check("FAILS", what, str(error))
 
 
+@cache
+def _schema() -> Any:
+    text = (files("server.audit") / SCHEMA).read_text(encoding="utf-8")
+    return jsonschema.Draft202012Validator(json.loads(text))
+
+
 def _fits_schema(text: str) -> None:
-    schema = json.loads((files("server.audit") / SCHEMA).read_text(encoding="utf-8"))
-    try:
-        jsonschema.validate(json.loads(text), schema)
-    except jsonschema.ValidationError as error:
-        raise InputError(f"{error.json_path}: {error.message[:200]}") from error
+    for error in _schema().iter_errors(json.loads(text)):
+        raise InputError(f"{error.json_path}: {error.message[:200]}")
 
 
 def _roster(facts: Facts) -> Roster:
