@@ -1,9 +1,8 @@
 """The audit in one training run: many canary persons, each in the run by a fair coin.
 
 The whole site is audited: ledger, budget, rounds. From all updates the auditor estimates each
-canary's part (least squares on the canaries' gradients, summed over rounds), guesses on those it is
-surest of, and abstains on the rest. The count of right guesses refutes an epsilon by two theorems
-(`bounds.one_run_epsilon`, `bounds.one_run_mu`).
+canary's part, guesses on those that it is surest of, and abstains on the rest. The count of right
+guesses refutes an epsilon by two theorems (`bounds.one_run_epsilon`, `bounds.one_run_mu`).
 """
 
 from __future__ import annotations
@@ -14,8 +13,10 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from common.accounting import cross_checked_epsilon
+from common.errors import InputError
 from common.ledger import Ledger
 from common.persons import Persons
 from common.spending import event_of
@@ -76,9 +77,27 @@ def _run(
         own = pipeline.contributions(parameters, canaries)  # [m, d]
         crowd = pipeline.contributions(parameters, pipeline.crowd).sum(dim=0)
         sent = site.train(lambda: ready, contract, round_, torch.from_numpy(parameters.copy()))
-        seen = pipeline.noised_sum(sent.delta) - crowd
-        scores += torch.linalg.lstsq(own @ own.T, own @ seen).solution.numpy()
+        seen = pipeline.noised_sum(sent.delta) - crowd - own.sum(dim=0) / 2
+        scores += _estimated(own, seen).numpy()
         state = pipeline.advance(state, sent.delta)
     with Ledger.open(directory) as ledger:
         events = [event_of(r.noise_multiplier, r.sample_rate, r.steps) for r in ledger.reservations]
     return scores, cross_checked_epsilon(events, contract.privacy.delta).epsilon
+
+
+def _estimated(own: Tensor, seen: Tensor) -> Tensor:
+    """The best linear estimate of each coin less a half, [m], from gradients [m, d] and update [d].
+
+    Coins have variance 1/4, so the noise's variance times 4 is added to the diagonal; the noise is
+    what is left of the update beside all canaries, and so is measured, not taken from the claim.
+    """
+    gram, projected = own @ own.T, own @ seen
+    spare = own.shape[1] - own.shape[0]
+    if spare < 1:
+        raise InputError(f"{len(own)} canaries for {own.shape[1]} parameters", hint="take fewer")
+    left = seen - torch.linalg.solve(gram, projected) @ own
+    ridge = 4.0 * float(left @ left) / spare
+    found: Tensor = torch.linalg.solve(
+        gram + ridge * torch.eye(len(own), dtype=own.dtype), projected
+    )
+    return found
