@@ -302,11 +302,11 @@ def test_the_published_schema_is_the_one_that_is_applied() -> None:
     assert (REPOSITORY / "docs" / "audit-schema.json").read_text(encoding="utf-8") == shipped
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{" * 9999, '{"format": 2}'])
 def test_the_schema_itself_is_sound() -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads(schema_text()))
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{" * 9999, '{"format": 2}'])
 def test_what_is_no_report_fails_and_never_crashes(text: str) -> None:
     report, checks = check_text(text)
     assert report is None and failed(checks)
