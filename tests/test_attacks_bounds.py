@@ -34,9 +34,9 @@ REPLICATES = 400
 @pytest.mark.parametrize("guesses", [10, 100, 1000])
 @pytest.mark.parametrize("alpha", [0.05, 1e-6])
 def test_all_right_gives_the_closed_form_of_randomised_response(guesses: int, alpha: float) -> None:
-    """v = r = m, delta 0: P = (e^eps / (1 + e^eps))^r = alpha (Steinke et al. 2023, section 5).
+    """v = r = m, delta 0: P = (e^eps / (1 + e^eps))^r = alpha (Steinke et al. 2023).
 
-    The paper's own example: 100 of 100 right refute 3.5 at 95%.
+    100 of 100 right refute 3.49 at 95%.
     """
     rate = alpha ** (1 / guesses)
     found = one_run_epsilon(guesses, guesses, guesses, 0.0, alpha)
@@ -46,7 +46,7 @@ def test_all_right_gives_the_closed_form_of_randomised_response(guesses: int, al
 
 
 def test_delta_takes_away_what_the_theorem_says() -> None:
-    """By the sum in theorem 5.2 written out, and nothing at an alpha below its delta term."""
+    """By the sum of Steinke et al. 2023, appendix D, written out; at a small alpha it is nothing."""
     m, r, v, delta, alpha = 500, 100, 96, 1e-5, 0.05
     epsilon = one_run_epsilon(m, r, v, delta, alpha)
     rate, total, worst = expit(epsilon), 0.0, 0.0

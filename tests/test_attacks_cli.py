@@ -79,3 +79,12 @@ def test_there_is_no_default_claim_and_wrong_options_are_named() -> None:
             run("--epsilon", "1", *options)
     with pytest.raises(InputError, match="epsilon"):
         run("--epsilon", "-1")
+
+
+def test_no_picture_of_a_real_person_is_written(people_folder: Path, tmp_path: Path) -> None:
+    """A folder of persons is taken for real ones: pictures are only of rendered people."""
+    out = tmp_path / "audit"
+    data = ("--data", str(people_folder), "--aligned", "--quick", "--out", str(out))
+    result = run(*QUICK, *data, "--attack", "templates")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in out.iterdir()] == ["attack.json"]

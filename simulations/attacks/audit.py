@@ -168,7 +168,8 @@ def run_audit(
                     found, drawn = template_linkage.template_audit(
                         template_material(material), draws, options.sizes.vaults, place
                     )
-                    evidence = dataclasses.replace(evidence, drawn=drawn)
+                    if options.data is None:  # no picture of a real person is ever written
+                        evidence = dataclasses.replace(evidence, drawn=drawn)
             findings.append(found)
     report = AttackReport(
         epsilon=pipeline.claimed,

@@ -65,7 +65,9 @@ def enough_steps(mu: float) -> int:
 
 
 def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, alpha: float) -> float:
-    """Return the epsilon refuted by one run (Steinke, Nasr and Jagielski 2023, theorem 5.2).
+    """Return the epsilon refuted by one run (Steinke, Nasr and Jagielski 2023).
+
+    arXiv:2305.08846, the theorem for approximate DP, as computed in its appendix D.
 
     Of `canaries` m, each in the run by a fair coin, the attacker guessed r and was right on v. For
     (epsilon, delta)-DP, P[>= v right] <= beta + 2 m delta max_i (1/i) P[v > W >= v - i] with
@@ -86,7 +88,9 @@ def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, alp
 
 
 def one_run_mu(canaries: int, guesses: int, correct: int, alpha: float) -> float:
-    """Return the mu refuted by one run (Mahloujifar, Melis and Chaudhuri 2024, algorithm 3).
+    """Return the mu refuted by one run (Mahloujifar, Melis and Chaudhuri 2024).
+
+    arXiv:2410.22235, the recursion of its algorithm 3, with abstentions.
 
     The same experiment, against a whole trade-off curve. r and h bound the parts of the guesses
     that are right and wrong when at least i are right; they start at `alpha` of the observed ones,

@@ -16,7 +16,7 @@ from common.backbones.registry import BACKBONES
 from common.errors import InputError
 from common.storage import make_private_directory, write_private
 from server.report.wording import epsilon as epsilon_in_words
-from server.report.wording import power
+from server.report.wording import plural, power
 from simulations.attacks.audit import (
     ATTACKS,
     DEEP,
@@ -153,7 +153,7 @@ def _print(report: AttackReport, written: list[Path]) -> None:
 
 def _table(report: AttackReport) -> Table:
     what = "right build" if report.control is None else f"BROKEN BUILD {report.control}"
-    table = Table(title=f"{what}, {report.rounds} rounds, delta {power(report.delta)}")
+    table = Table(title=f"{what}, {plural(report.rounds, 'round')}, delta {power(report.delta)}")
     for column in ("attack", "claimed epsilon", "shown at least", "(95%)", "verdict"):
         table.add_column(column, justify="left" if column in ("attack", "verdict") else "right")
     for finding in report.findings:
