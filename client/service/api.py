@@ -9,7 +9,6 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request, Response, Security
 from fastapi.responses import PlainTextResponse
-from fastapi.security import HTTPBearer
 
 from client.calibration import Purpose, Threshold
 from client.recognition import Decision, Enrolment, Identification
@@ -19,11 +18,10 @@ from client.vault import LogEntry, Receipt, SubjectInfo
 from common.errors import InputError, Refused
 from common.web import metrics
 from common.web.answers import Declined
-from common.web.tokens import Token
+from common.web.me import BEARER, Me, me, token_of
 
 router = APIRouter()
 _MAX_JSON: Final = 8192
-_bearer = HTTPBearer(auto_error=False, description="`vf_<id>_<secret>`")
 
 
 def service_of(request: Request) -> Service:
@@ -35,8 +33,8 @@ def service_of(request: Request) -> Service:
 def needs(*scopes: str) -> Any:
     """A dependency: the token, which the guard has found good, has one of the scopes, if any."""
 
-    async def check(request: Request, _: Annotated[Any, Security(_bearer)]) -> None:
-        token: Token = request.scope["veilface.token"]
+    async def check(request: Request, _: Annotated[Any, Security(BEARER)]) -> None:
+        token = token_of(request)
         if scopes and not any(token.allows(scope) for scope in scopes):
             service = service_of(request)
             note = partial(service.recogniser.vault.record, "refused", None, "forbidden")
@@ -104,14 +102,6 @@ class Thresholds:
     identify: Threshold | None
 
 
-@dataclass(frozen=True)
-class Me:
-    """What the token of this request may do."""
-
-    id: str
-    scopes: tuple[str, ...]
-
-
 def _threshold(service: Service, purpose: Purpose) -> Threshold | None:
     try:
         return service.recogniser.threshold(purpose)
@@ -132,8 +122,7 @@ async def health(request: Request) -> Health:
 
 @router.get("/v1/token", summary="What this token may do. Any token.", dependencies=[needs()])
 async def token(request: Request) -> Me:
-    mine: Token = request.scope["veilface.token"]
-    return Me(mine.id, tuple(mine.scopes.split()))
+    return me(request)
 
 
 @router.post(

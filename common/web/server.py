@@ -49,15 +49,6 @@ class Listen:
                 hint="give --tls-cert and --tls-key, or --host 127.0.0.1",
             )
 
-    @classmethod
-    def at(cls, where: str, tls: ssl.SSLContext | None) -> Listen:
-        """Return what HOST:PORT or [IPV6]:PORT says."""
-        host, _, port = where.rpartition(":")
-        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if not bare or bracketed(bare) != host or not port.isdecimal() or int(port) > 65535:
-            raise InputError(f"{where!r} is no address", hint="HOST:PORT, or [IPV6]:PORT")
-        return cls(bare, int(port), tls)
-
     def open(self) -> list[socket.socket]:
         """Return listening sockets, one an address of the host; InputError if one is taken."""
         try:
@@ -76,6 +67,15 @@ class Listen:
     def url(self, port: int) -> str:
         """The address of the page at the port that it got."""
         return f"{'http' if self.tls is None else 'https'}://{bracketed(self.host)}:{port}/"
+
+
+def host_and_port(where: str) -> tuple[str, int]:
+    """Return what HOST:PORT or [IPV6]:PORT says; anything else is an InputError."""
+    host, _, port = where.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or bracketed(bare) != host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(f"{where!r} is no address", hint="HOST:PORT, or [IPV6]:PORT")
+    return bare, int(port)
 
 
 def bracketed(host: str) -> str:

@@ -25,7 +25,7 @@ from common.errors import StorageError
 from common.supervision import run_part
 from common.web.journal import Journal
 from common.web.limits import Buckets, network_of
-from common.web.server import Listen, run
+from common.web.server import Listen, host_and_port, run
 from common.web.tls import tls_context, trusting
 from server.deployment.admission import (
     Call,
@@ -268,7 +268,7 @@ def main() -> None:
         must_be_of(bundle, server=True)
         tls = tls_context(bundle.file(SERVER_CERTIFICATE), bundle.file(SERVER_KEY))
         front = create_front(given.folder, given.upstream, given.upstream_ca.read_bytes(), journal)
-        serve(front, Listen.at(given.listen, tls), journal)
+        serve(front, Listen(*host_and_port(given.listen), tls), journal)
 
     run_part(body, verbose=False)
 

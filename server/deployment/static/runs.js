@@ -1,0 +1,122 @@
+// A run as a card: how far, what each site gave and spent, how good the model is, downloads.
+
+import { ServiceError, token } from "./service.js";
+import { failed, h, table } from "./dom.js";
+
+const STATES = {
+  online: "good", running: "good", finished: "good", failed: "bad", offline: "bad",
+  waiting: "warn", cancelled: "warn", never: "warn",
+};
+const WORDS = { never: "not yet seen" };
+
+export const state = (name) =>
+  h("span", { class: `state ${STATES[name] ?? "warn"}` }, WORDS[name] ?? name);
+export const number = (value) => value && Math.abs(value) < 1e-3
+  ? value.toExponential(value.toPrecision(2).endsWith("0") ? 0 : 1).replace("-", "−")
+  : String(Number(value.toPrecision(3)));
+const percent = (value) => `${number(100 * value)}%`;
+
+export function ago(then, now) {
+  if (!then) return "";
+  const seconds = Math.max(0, (Date.parse(now) - Date.parse(then)) / 1000);
+  const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]]
+    .find(([many]) => seconds >= many) ?? [1, "s"];
+  return seconds < 5 ? "just now" : `${Math.floor(seconds / size)} ${unit} ago`;
+}
+
+export function run(it, id, old) {
+  const result = h("div", { class: "result", "aria-live": "polite" });
+  const part = `${it.run_id}-more`;
+  const open = old ? old.querySelector("details").open : it.state === "running";
+  return h("article", { class: "card run", id, tabindex: "-1", "aria-labelledby": `${part}-title` },
+    h("div", { class: "line" },
+      h("h3", { id: `${part}-title` }, it.run_id), state(it.state),
+      h("span", { class: "round" }, `Round ${it.round} of ${it.rounds}`)),
+    h("progress", { max: it.rounds, value: it.round, "aria-label": `Rounds of ${it.run_id}` }),
+    it.why ? h("p", { class: it.state === "failed" ? "why bad" : "why" }, it.why) : null,
+    h("div", { class: "figures" }, ...figures(it)),
+    it.model || it.report ? h("div", { class: "buttons" },
+      it.model ? fetched(it, "model", "Download model", `${it.run_id}.safetensors`, result) : null,
+      it.report ? fetched(it, "report", "Download report", `${it.run_id}.html`, result) : null) : null,
+    result,
+    h("details", open ? { open } : {},
+      h("summary", {}, "Sites and settings"),
+      it.sites.length ? shares(it) : h("p", { class: "empty" }, "No site was asked yet."),
+      h("dl", {}, ...Object.entries({
+        "Model": `${it.backbone}, ${it.trained} trained`,
+        "Budget of each site": it.budget === null ? "none: not private"
+          : `ε ${number(it.budget)} at δ ${number(it.delta)}, one person added or removed`,
+        "Seconds a round": it.round ? number(it.seconds / it.round) : "–",
+        "Asked for": time(it.asked), "Last change": time(it.changed),
+      }).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]))));
+}
+
+const time = (stamp) => `${stamp.slice(0, 10)} ${stamp.slice(11, 19)} UTC`;
+
+function figures(it) {
+  const spent = Math.max(0, ...it.sites.map((site) => site.spent));
+  const found = [];
+  if (it.budget !== null) {
+    found.push(figure("ε spent at most", number(spent), `of ${number(it.budget)} a site`,
+      spent / it.budget));
+  }
+  for (const [name, value] of Object.entries(it.scores).sort()) {
+    const at = name.match(/^fnmr_at_fmr_(.+)$/);
+    if (at) found.push(figure(`FNMR at FMR ${percent(Number(at[1]))}`, percent(value),
+      `TMR ${percent(1 - value)}, public test faces`));
+    else found.push(figure(name, number(value), "public test faces"));
+  }
+  return found;
+}
+
+function figure(name, value, more, share) {
+  const made = h("div", { class: "figure" }, h("p", { class: "name" }, name),
+    h("p", { class: "big" }, value));
+  if (share !== undefined) {
+    const fill = h("span", { class: "fill" });
+    fill.style.width = `${100 * Math.min(1, share)}%`;
+    made.append(h("span", { class: "scale", "aria-hidden": "true" }, fill));
+  }
+  made.append(h("p", { class: "hint" }, more));
+  return made;
+}
+
+function shares(it) {
+  return table(`Sites in ${it.run_id}`,
+    ["Site", "Rounds asked", "Updates used", "ε at most", "ε left", "Last answer"],
+    it.sites.map((site) => [h("strong", {}, site.site), String(site.asked), String(site.accepted),
+      number(site.spent), number(site.left),
+      site.refused ? h("span", { class: "refused" }, site.refused) : site.asked ? "used" : "–"]));
+}
+
+function fetched(it, what, words, name, result) {
+  const button = h("button", { type: "button", class: "quiet" }, words);
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    result.replaceChildren();
+    try {
+      save(await download(`/v1/runs/${encodeURIComponent(it.run_id)}/${what}`), name);
+    } catch (error) {
+      result.replaceChildren(failed(error));
+    }
+    button.disabled = false;
+  });
+  return button;
+}
+
+async function download(path) {
+  let response;
+  try {
+    response = await fetch(path, { headers: { Authorization: `Bearer ${token.get() ?? ""}` } });
+  } catch {
+    throw new ServiceError(0, "The server does not answer.", "Is it running?");
+  }
+  if (response.ok) return response.blob();
+  throw new ServiceError(response.status, `The server answered ${response.status}.`, "");
+}
+
+function save(blob, name) {
+  const link = h("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}

@@ -1,0 +1,140 @@
+"""What the status page shows: sites, runs, budgets and models, as the server knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from server.deployment.folder import ENDED, RunFolder, ServerFolder, SiteRounds, State
+
+REPORT = "report.html"
+Presence = Literal["online", "offline", "never"]
+
+
+@dataclass(frozen=True)
+class SiteStatus:
+    """A site of the roster.
+
+    Attributes:
+        heard: when it was last heard of, UTC, or empty.
+        epsilon, delta: what it may have spent at most on all runs of this server together, by
+            adding both up (Dwork and Roth 2014, theorem 3.16). Its own ledger composes better, and
+            knows of other servers.
+    """
+
+    site: str
+    state: Presence
+    heard: str
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class SiteShare:
+    """A site's part in a run; `left` is what the run may still ask of it, never below 0."""
+
+    site: str
+    asked: int
+    accepted: int
+    refused: str
+    spent: float
+    left: float
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run.
+
+    Attributes:
+        budget, delta: epsilon of each site for the whole run, for adding or removing one person.
+        round: the last finished one; the model and `scores` (public test faces) are of that round.
+        seconds: in all rounds together.
+        model, report: whether they can be downloaded.
+    """
+
+    run_id: str
+    state: State
+    why: str
+    asked: str
+    changed: str
+    backbone: str
+    trained: str
+    budget: float | None
+    delta: float
+    round: int
+    rounds: int
+    seconds: float
+    sites: tuple[SiteShare, ...]
+    scores: dict[str, float]
+    model: bool
+    report: bool
+
+
+@dataclass(frozen=True)
+class Status:
+    """Everything; `looked` is when the sites were last counted, UTC, or empty."""
+
+    federation: str
+    now: str
+    looked: str
+    sites: tuple[SiteStatus, ...]
+    runs: tuple[RunStatus, ...]
+
+
+def status(folder: ServerFolder) -> Status:
+    """Return what a server's folder says at the moment, the newest run first."""
+    roster, contacts = folder.roster(), folder.contacts()
+    runs = tuple(run_status(run) for run in folder.runs())[::-1]
+    known = {} if contacts is None else {contact.site: contact for contact in contacts.sites}
+    sites = []
+    for name in (site.name for site in roster.sites):
+        contact = known.get(name)
+        shares = [(s.spent, run.delta) for run in runs for s in run.sites if s.site == name]
+        spending = [(epsilon, delta) for epsilon, delta in shares if epsilon > 0]
+        sites.append(
+            SiteStatus(
+                name,
+                contact.state if contact else "never",
+                contact.heard if contact else "",
+                sum(epsilon for epsilon, _ in spending),
+                sum(delta for _, delta in spending),
+            )
+        )
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    looked = contacts.looked if contacts else ""
+    return Status(roster.federation, now, looked, tuple(sites), runs)
+
+
+def run_status(run: RunFolder) -> RunStatus:
+    """Return how a run is; one that nobody has begun waits."""
+    request, progress = run.request(), run.progress()
+    training = request.terms.training
+    state: State = progress.state if progress else "waiting"
+    if run.cancelled and state not in ENDED:
+        state = "cancelled"
+    return RunStatus(
+        run_id=run.name,
+        state=state,
+        why=progress.why if progress else "",
+        asked=request.asked,
+        changed=progress.changed if progress else request.asked,
+        backbone=request.terms.backbone,
+        trained=training.train_set,
+        budget=training.epsilon,
+        delta=training.delta,
+        round=progress.round if progress else 0,
+        rounds=training.rounds,
+        seconds=progress.seconds if progress else 0.0,
+        sites=tuple(_shares(progress.sites if progress else (), training.epsilon)),
+        scores=progress.scores if progress else {},
+        model=run.model.is_file(),
+        report=(run.path / REPORT).is_file(),
+    )
+
+
+def _shares(sites: Iterable[SiteRounds], budget: float | None) -> Iterable[SiteShare]:
+    for site in sites:
+        left = max(0.0, (budget or 0.0) - site.epsilon)
+        yield SiteShare(site.site, site.asked, site.accepted, site.refused, site.epsilon, left)
