@@ -1,0 +1,288 @@
+"""The page and its print-out say what the report says, in both languages, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from dataclasses import replace
+from math import ceil, exp
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from scipy.optimize import brentq
+from scipy.special import ndtr
+
+from common.config import to_json
+from common.errors import InputError, VeilfaceError
+from common.software import Package
+from common.statement import Statement
+from common.vault_facts import VaultFacts
+from server.audit import cli
+from server.audit.facts import Colluders, Group, GroupRate, Groups, Report, WorstGroup
+from server.audit.page import render, split
+from server.audit.pdf import to_pdf
+from server.audit.wording import LANGUAGES, Language, Wording, in_hundred, share, texts
+from tests.audit_rig import DELTA, REJECTED, Case, make_run, report_of
+
+CHROMIUM = Path("/usr/bin/chromium")
+EXTERNAL = re.compile(
+    r"""(?:src|href|action)\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)"""
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("audit") / "run")
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> Report:
+    return report_of(run)
+
+
+@pytest.fixture(scope="module")
+def written(run: Path) -> Path:
+    out = run.parent / "out"
+    assert invoke(cli.report, run, "--out", out).exit_code == 0
+    return out
+
+
+def invoke(command: object, *arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(one) for one in arguments])  # type: ignore[arg-type]
+
+
+def places(text: str) -> list[str]:
+    return sorted(name for _, name, _, _ in string.Formatter().parse(text) if name)
+
+
+def test_both_languages_have_the_same_keys_and_placeholders() -> None:
+    first, *others = (texts(language) for language in LANGUAGES)
+    for other in others:
+        assert {s: sorted(t) for s, t in first.items()} == {s: sorted(t) for s, t in other.items()}
+        for section, table in first.items():
+            for name, text in table.items():
+                assert places(text) == places(other[section][name]), f"{section}.{name}"
+                assert text.count("<strong>") == other[section][name].count("<strong>")
+    assert len(Wording("en").items("gaps.items")) == len(Wording("zh").items("gaps.items")) > 5
+
+
+def test_every_word_of_the_tables_is_said_somewhere(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: set[str] = set()
+
+    class Recording(Wording):
+        def __call__(self, name: str, **values: object) -> str:
+            said.add(name)
+            return super().__call__(name, **values)
+
+    monkeypatch.setattr("server.audit.page.Wording", Recording)
+    for report_ in (report, *_other_reports(report, tmp_path)):
+        assert render(report_, "en")
+    every = {f"{section}.{name}" for section, table in texts("en").items() for name in table}
+    assert every - said == set()
+
+
+def _other_reports(report: Report, tmp_path: Path) -> list[Report]:
+    """Reports that say what a plain one does not."""
+    runs = [
+        Case(spends=None),
+        Case(sites=3, spends=2.0, budget=5.0),
+        Case(sample_rate=0.5, rounds=1),
+        Case(sites=1, rounds=1),
+    ]
+    found = [report_of(make_run(tmp_path / str(n), case)) for n, case in enumerate(runs)]
+    meaning, facts, findings = report.findings.meaning, report.facts, report.findings
+    assert meaning is not None
+    renyi = replace(meaning, accountant="rdp", second_accountant="opacus-rdp")
+    worst = WorstGroup("a", 2.0)
+    rate = GroupRate(0.1, 0.05, 0.2)
+    groups = Groups(0.5, worst, worst, (Group("a", 9, rate, rate), Group("b", 9, rate, None)))
+    odd = replace(facts, utility=None, groups=groups, software=None, vaults=(_vault(),))
+    entry = replace(findings.spending[0].rounds[0], released=False)
+    spending = replace(findings.spending[0], rounds=(entry,), delta=0.5)
+    colluders = (Colluders(2, 3.0),)
+    changed = replace(
+        findings, meaning=renyi, spending=(spending, *findings.spending[1:]), collusion=colluders
+    )
+    alone = replace(facts, sites=facts.sites[:1])
+    return [*found, replace(report, facts=odd, findings=changed), replace(report, facts=alone)]
+
+
+def _vault() -> str:
+    key = Ed25519PrivateKey.generate()
+    days = ("2026-11-01",)
+    return VaultFacts(
+        vault="ab", issued="", public_key=key.public_key().public_bytes_raw().hex(), subjects=3,
+        templates=4, models=1, encryption="AES-256-GCM", key_locks=("key-file",),
+        keeps_chips=False, rotations=days, renewals=(), erasures=days, log_entries=9,
+        log_head="0" * 64,
+    ).signed(key)  # fmt: skip
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_page_is_the_same_each_time_and_holds_its_report(
+    report: Report, language: Language
+) -> None:
+    page = render(report, language)
+    assert page == render(report, language)
+    assert split(page) == (report.to_text(), language)
+    assert "{" not in re.sub(r"<(style|script).*?</\1>", "", page, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_page_asks_for_nothing_and_runs_nothing(report: Report, language: Language) -> None:
+    page = render(report, language)
+    assert page.count("<script") == 1 and 'type="application/json"' in page
+    assert not EXTERNAL.findall(page.split("<script")[0])
+
+
+def test_what_others_wrote_is_escaped(run: Path) -> None:
+    report = report_of(run)
+    page = render(report, "en")
+    assert REJECTED not in page and "refused: budget &lt;b&gt;&amp;" in page
+    evil = "<img src=x onerror=alert(1)>"
+    first, *others = report.facts.sites
+    told = Statement.unverified(first.statement)
+    software = replace(told.software, packages=(Package(evil, evil),), python=evil, code=evil)
+    hostile = replace(told, software=software, issued=evil)
+    facts = replace(report.facts, sites=(replace(first, statement=to_json(hostile)), *others))
+    assert "<img" not in render(replace(report, facts=facts), "en")
+
+
+def test_the_page_says_in_words_what_was_promised_and_what_is_left(tmp_path: Path) -> None:
+    page = render(report_of(make_run(tmp_path / "run", Case(spends=2.0, budget=5.0))), "en")
+    assert "Limited by proof: epsilon 2.00 at delta" in page
+    mu = brentq(lambda m: ndtr(m / 2 - 2 / m) - exp(2) * ndtr(-m / 2 - 2 / m) - DELTA, 0.1, 5)
+    assert f"at most {ceil(100 * ndtr(mu / 2))} times in 100" in page
+    assert "at least <strong>3.00</strong> is left" in page
+    used_up = render(report_of(make_run(tmp_path / "other", Case(spends=2.0))), "en")
+    assert "<strong>used up</strong>" in used_up
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_run_without_privacy_is_called_that_before_all(
+    tmp_path: Path, language: Language
+) -> None:
+    page = render(report_of(make_run(tmp_path / "run", Case(spends=None))), language)
+    headline = Wording(language)("short.headline_bad")
+    assert 0 < page.index(headline) < page.index('id="meaning"')
+    assert 'class="verdict good"' not in page
+
+
+def test_shares_are_never_rounded_down() -> None:
+    assert share(0.82101) == "82.2%" and share(0.99981) == "99.99%" and share(1.0) == "100.0%"
+    assert in_hundred(0.8201) == "83" and in_hundred(0.82) == "82"
+
+
+def test_a_true_report_is_verified_in_all_three_forms(written: Path) -> None:
+    for name in ("report.json", "report.html", "report.pdf"):
+        result = invoke(cli.verify, written / name)
+        assert result.exit_code == 0, result.output
+        assert "FAILS" not in result.output
+
+
+def test_changing_a_visible_number_of_the_page_is_caught(written: Path, tmp_path: Path) -> None:
+    page = (written / "report.html").read_text(encoding="utf-8")
+    visible = page[: page.index("</main>")]
+    numbers = list(re.finditer(r"\d+", visible))
+    assert len(numbers) > 300
+    for found in numbers[:: len(numbers) // 40]:
+        at = found.end() - 1
+        other = f"{page[:at]}{(int(page[at]) + 1) % 10}{page[at + 1 :]}"
+        (tmp_path / "report.html").write_text(other, encoding="utf-8")
+        result = invoke(cli.verify, tmp_path / "report.html")
+        assert "FAILS  the page shows what the report says" in result.output
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.html", "report.pdf"])
+def test_a_changed_file_is_named_and_exits_1(written: Path, tmp_path: Path, name: str) -> None:
+    for path in written.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = bytearray((tmp_path / name).read_bytes())
+    at = data.index(b"<strong>") + 9 if name == "report.html" else len(data) // 2
+    data[at] = data[at] ^ 1
+    (tmp_path / name).write_bytes(bytes(data))
+    result = invoke(cli.verify, tmp_path / name)
+    assert isinstance(result.exception, VeilfaceError) and result.exception.exit_code == 1
+    assert "FAILS" in result.output
+
+
+def test_the_print_out_of_another_report_is_caught(written: Path, run: Path) -> None:
+    other = written.parent / "again"
+    assert invoke(cli.report, run, "--out", other).exit_code == 0
+    for name in ("report.pdf", "report.pdf.sig"):
+        (other / name).write_bytes((written / name).read_bytes())
+    assert "FAILS" in invoke(cli.verify, other / "report.pdf").output
+
+
+def test_verify_prints_one_json_object(written: Path) -> None:
+    result = invoke(cli.verify, written / "report.json", "--json")
+    found = json.loads(result.output)
+    assert found["ok"] is True and {"outcome", "what", "detail"} == set(found["checks"][0])
+    pinned = invoke(cli.verify, written / "report.json", "--fingerprint", "SHA256:x", "--json")
+    assert json.loads(pinned.output)["ok"] is False
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_print_out_is_a_pdf_with_text_in_it(report: Report, language: Language) -> None:
+    try:
+        pdf = to_pdf(report, language)
+    except InputError as error:
+        if "Chinese" not in error.message:
+            raise
+        pytest.skip(error.message)
+    assert pdf.startswith(b"%PDF") and len(pdf) > 20_000
+
+
+def test_a_folder_without_evidence_says_what_to_give(tmp_path: Path) -> None:
+    result = invoke(cli.report, tmp_path, "--out", tmp_path / "out")
+    assert isinstance(result.exception, InputError) and "--bundle" in result.exception.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", b"\xff\xfe", b"%PDF-1.7", b"{}"])
+def test_what_is_no_report_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "file").write_bytes(data)
+    assert isinstance(invoke(cli.verify, tmp_path / "file").exception, VeilfaceError)
+
+
+def test_the_group_rates_of_an_evaluation_stand_in_the_report(run: Path, tmp_path: Path) -> None:
+    row = {"group": "a & b", "pairs": 900, "fmr": 0.002, "ci": [0.001, 0.004]}
+    missed = {"fnmr": 0.25, "fnmr_ci": [0.2, 0.3]}
+    groups = {
+        "threshold": 0.5, "worst": "a & b", "ratio": 2.5, "fnmr_worst": "a & b",
+        "fnmr_ratio": 1.5, "groups": [{**row, **missed}, {**row, "group": "c", "fnmr": None}],
+    }  # fmt: skip
+    (tmp_path / "evaluation.json").write_text(json.dumps({"groups": groups}))
+    out = tmp_path / "out"
+    arguments = ("--out", out, "--no-pdf", "--evaluation", tmp_path / "evaluation.json")
+    assert invoke(cli.report, run, *arguments).exit_code == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for text in ("a &amp; b", "0.200%", "25.000%", "not measured", "2.5 times"):
+        assert text in page
+    assert invoke(cli.verify, out / "report.html").exit_code == 0
+    (tmp_path / "evaluation.json").write_text("{}")
+    assert isinstance(invoke(cli.report, run, *arguments).exception, InputError)
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
+def test_in_a_browser_the_page_fits_a_phone_and_asks_for_nothing(written: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((written / "report.html").as_uri())
+        assert asked == [(written / "report.html").as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        first = page.locator(".cards").bounding_box()
+        assert first is not None and first["y"] < 800, "the promise is on the first screen"
+        browser.close()
