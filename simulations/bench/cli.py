@@ -25,6 +25,12 @@ def _simulation(runs: int) -> list[Case]:
     return simulation(max(1, runs // 5))
 
 
+def _round(runs: int) -> list[Case]:
+    from simulations.bench.rounds import rounds
+
+    return rounds(runs)
+
+
 def _search(runs: int) -> list[Case]:
     from simulations.bench.search import search
 
@@ -45,6 +51,7 @@ def _vault(runs: int) -> list[Case]:
 
 BENCHES: dict[str, Callable[[int], list[Case]]] = {
     "dp-step": _dp_step,
+    "round": _round,
     "search": _search,
     "secagg": _secagg,
     "simulation": _simulation,

@@ -40,7 +40,7 @@ from simulations.people import generate
 SITES: Final = ("north", "south", "west")
 ROUNDS: Final = 6
 _PERSONS: Final = 8
-_PATIENCE: Final = 240.0
+_PATIENCE: Final = 900.0
 _BIN: Final = Path(sys.executable).parent
 
 _TRAINING: Final = """
@@ -96,6 +96,7 @@ def _people(root: Path) -> None:
 
 
 def _ours(root: Path, work: Path) -> list[float]:
+    work.mkdir()
     port, page = _free_port(), _free_port()
     sites = [part for name in SITES for part in ("--site", name)]
     veilface = str(_BIN / "veilface")
