@@ -13,12 +13,19 @@ from server.report.plots import SIZE, Plot
 
 def new_figure(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     """Return a figure of `size` inches with one grid; to be used under `plots.STYLE`."""
+    figure, (axes,) = new_panels(1, size)
+    return figure, axes
+
+
+def new_panels(count: int, size: tuple[float, float]) -> tuple[Figure, tuple[Axes, ...]]:
+    """Return a figure of `size` inches with `count` grids side by side."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(visible=True)
-    axes.set_axisbelow(True)
-    return figure, axes
+    panels = tuple(figure.add_subplot(1, count, place + 1) for place in range(count))
+    for axes in panels:
+        axes.grid(visible=True)
+        axes.set_axisbelow(True)
+    return figure, panels
 
 
 def finished(name: str, title: str, alt: str, figure: Figure) -> Plot:
