@@ -177,7 +177,8 @@ class Recogniser:
     @staticmethod
     def embedding_of(network: Network, chips: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Chips [N, S, S, 3] -> a network's unit-norm embeddings [N, D], without any check."""
-        rows = frozen_rows(network.backbone, network.module, torch.from_numpy(chips))
+        faces = torch.from_numpy(chips)
+        rows = frozen_rows(network.backbone, network.module, faces, alike=False)
         embeddings: NDArray[np.float32] = rows.numpy()
         return embeddings
 

@@ -31,6 +31,13 @@ _DEFAULTS = Settings()
     show_default=True,
     help="Requests a second of one token.",
 )
+@click.option(
+    "--at-once",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.at_once,
+    show_default="one a core",
+    help="Recognitions that run at the same time.",
+)
 def serve(
     options: VaultOptions,
     host: str,
@@ -39,6 +46,7 @@ def serve(
     tls_key: Path | None,
     allow_host: tuple[str, ...],
     rate: float,
+    at_once: int,
 ) -> None:
     """Serve a vault over REST, with a web page at / and the API's description at /docs.
 
@@ -50,6 +58,7 @@ def serve(
         tls=listen.tls is not None,
         rate=rate,
         burst=max(1, round(2 * rate)),
+        at_once=at_once,
     )
     torch.set_num_threads(1)
     journal = Journal()

@@ -53,23 +53,30 @@ class Rows:
 
 
 def frozen_rows(
-    backbone: Backbone, frozen: nn.Module, chips: Tensor, progress: Progress = silent
+    backbone: Backbone,
+    frozen: nn.Module,
+    chips: Tensor,
+    progress: Progress = silent,
+    *,
+    alike: bool = True,
 ) -> Tensor:
     """uint8 chips [N, S, S, 3] -> the frozen module's output [N, ...], no gradient.
 
-    Any module that takes the backbone's pixels: its frozen part, or the whole network. The last
-    batch is filled up with black chips: the rounding of an image's row must not depend on how many
-    images there are.
+    Any module that takes the backbone's pixels: its frozen part, or the whole network. With
+    `alike`, the last batch is filled up with black chips: in training, the rounding of an image's
+    row must not depend on how many images there are. Without it, one image costs one.
     """
-    module = frozen.to(memory_format=_LAYOUT)
+    module = _laid_out(frozen)
 
     def run(start: int) -> Tensor:
         with torch.no_grad():
             batch = chips[start : start + _BATCH]
-            missing = chips.new_zeros(_BATCH - len(batch), *chips.shape[1:])
-            pixels = backbone.preprocess(torch.cat([batch, missing]))
+            size = len(batch)
+            if alike:
+                batch = torch.cat([batch, chips.new_zeros(_BATCH - size, *chips.shape[1:])])
+            pixels = backbone.preprocess(batch)
             rows: Tensor = module(pixels.contiguous(memory_format=_LAYOUT))
-        return rows[: len(batch)]
+        return rows[:size]
 
     parts = []
     cores = len(os.sched_getaffinity(0))
@@ -87,3 +94,11 @@ def embed(
     with torch.no_grad():
         parts = [model(prepare(rows[i : i + batch])) for i in range(0, max(len(rows), 1), batch)]
     return torch.cat(parts)
+
+
+def _laid_out(module: nn.Module) -> nn.Module:
+    """Lay weights out for `_LAYOUT`, once: threads that share a network must find it unchanged."""
+    weights = (weight for weight in module.parameters() if weight.dim() == 4)
+    if all(weight.is_contiguous(memory_format=_LAYOUT) for weight in weights):
+        return module
+    return module.to(memory_format=_LAYOUT)

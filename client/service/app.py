@@ -26,7 +26,7 @@ def create_app(
 
     The vault stays open when the application ends: it belongs to the caller.
     """
-    # The first use lays the network's weights out anew: that must not happen in two threads.
+    # The first use lays the network's weights out anew, once, before threads share them.
     recogniser.embed(np.zeros((1, recogniser.chip.size, recogniser.chip.size, 3), dtype=np.uint8))
     service = Service.of(recogniser, settings or Settings(), journal or Journal())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
 MIB = 2**20
 
@@ -21,8 +22,8 @@ class Settings:
         rate, burst: requests a second of one token, and how many may come at once.
         failure_rate, failure_burst: the same for failed authentications of one address.
         visitor_rate, visitor_burst: the same for one address' requests that need no token.
-        at_once, waiting: recognitions that run, and that wait for one that runs. More than one
-            only with a detector that threads can share: dlib's, as loaded here, is one a process.
+        at_once, waiting: recognitions that run, one a core if not said otherwise, and that wait
+            for one that runs.
     """
 
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
@@ -37,5 +38,5 @@ class Settings:
     failure_burst: int = 20
     visitor_rate: float = 50.0
     visitor_burst: int = 300
-    at_once: int = 1
+    at_once: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     waiting: int = 200
