@@ -296,6 +296,15 @@ def test_a_site_without_a_statement_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_the_auditor_knows_every_field_of_a_reservation() -> None:
+    """A new kind of noise must not be counted as a Gaussian because nobody looked at its field."""
+    known = {
+        "seq", "run_id", "round", "noise_multiplier", "sample_rate", "steps", "max_grad_norm",
+        "request_digest", "private",
+    }  # fmt: skip
+    assert {field.name for field in dataclasses.fields(Reservation)} == known
+
+
 def test_the_published_schema_is_the_one_that_is_applied() -> None:
     shipped = (REPOSITORY / "server" / "audit" / "schema.json").read_text(encoding="utf-8")
     assert shipped == schema_text(), "regenerate it with server.audit.schema.schema_text"
