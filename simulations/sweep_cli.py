@@ -21,6 +21,7 @@ from simulations.sweep import TRUSTS, Base, Cell, SweepFolder, Trust, cells, run
 from simulations.sweep_results import Results, as_csv, draw, results, table
 
 T = TypeVar("T")
+_WIDE = 160
 
 
 def _listed(read: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, str], list[T]]:
@@ -85,6 +86,8 @@ def sweep(
         click.echo(json.dumps(found.to_json()))
         return
     console = Console()
+    if not console.is_terminal:  # in a file or a pipe no cell needs to be folded
+        console = Console(width=_WIDE)
     console.print(_shown(found))
     for path in written:
         console.print(str(path), markup=False, soft_wrap=True)
@@ -117,7 +120,7 @@ def _write(found: Results, out: Path) -> list[Path]:
     """Write table and plot, each whole or not at all."""
     drawn = draw(found)
     text = io.StringIO()
-    Console(width=160, file=text).print(_shown(found))
+    Console(width=_WIDE, file=text).print(_shown(found))
     files = {
         "sweep.txt": text.getvalue().encode(),
         "sweep.csv": as_csv(found).encode(),
@@ -128,6 +131,3 @@ def _write(found: Results, out: Path) -> list[Path]:
     for name, data in files.items():
         write_private(out / name, data)
     return [out / name for name in files]
-
-
-__all__ = ["sweep"]
