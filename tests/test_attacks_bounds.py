@@ -46,7 +46,7 @@ def test_all_right_gives_the_closed_form_of_randomised_response(guesses: int, al
 
 
 def test_delta_takes_away_what_the_theorem_says() -> None:
-    """By the sum of Steinke et al. 2023, appendix D, written out; at a small alpha it is nothing."""
+    """By the sum of Steinke et al. 2023, appendix D; nothing at a small alpha."""
     m, r, v, delta, alpha = 500, 100, 96, 1e-5, 0.05
     epsilon = one_run_epsilon(m, r, v, delta, alpha)
     rate, total, worst = expit(epsilon), 0.0, 0.0

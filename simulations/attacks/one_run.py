@@ -75,9 +75,11 @@ def _run(
     for round_ in range(1, contract.rounds + 1):
         parameters = state.global_parameters()
         own = pipeline.contributions(parameters, canaries)  # [m, d]
-        crowd = pipeline.contributions(parameters, pipeline.crowd).sum(dim=0)
+        crowd = torch.linalg.qr(pipeline.contributions(parameters, pipeline.crowd).T).Q  # [d, P]
         sent = site.train(lambda: ready, contract, round_, torch.from_numpy(parameters.copy()))
-        seen = pipeline.noised_sum(sent.delta) - crowd - own.sum(dim=0) / 2
+        seen = pipeline.noised_sum(sent.delta) - own.sum(dim=0) / 2
+        # Whatever a broken build makes of the crowd lies in the span of its gradients.
+        own, seen = own - own @ crowd @ crowd.T, seen - crowd @ (crowd.T @ seen)
         scores += _estimated(own, seen).numpy()
         state = pipeline.advance(state, sent.delta)
     with Ledger.open(directory) as ledger:
@@ -88,15 +90,18 @@ def _run(
 def _estimated(own: Tensor, seen: Tensor) -> Tensor:
     """The best linear estimate of each coin less a half, [m], from gradients [m, d] and update [d].
 
-    Coins have variance 1/4, so the noise's variance times 4 is added to the diagonal; the noise is
-    what is left of the update beside all canaries, and so is measured, not taken from the claim.
+    Coins have variance 1/4, so the noise's variance times 4 over the signal's power is added to the
+    diagonal. Both are measured, not taken from the claim: the noise is what is left of the update
+    beside all canaries, and the signal is larger than one where gradients are not clipped.
     """
     gram, projected = own @ own.T, own @ seen
     spare = own.shape[1] - own.shape[0]
     if spare < 1:
         raise InputError(f"{len(own)} canaries for {own.shape[1]} parameters", hint="take fewer")
     left = seen - torch.linalg.solve(gram, projected) @ own
-    ridge = 4.0 * float(left @ left) / spare
+    noise = float(left @ left) / spare
+    signal = (float(seen @ seen) - noise * own.shape[1]) / (float(gram.trace()) / 4.0)
+    ridge = 4.0 * noise / max(1.0, signal)
     found: Tensor = torch.linalg.solve(
         gram + ridge * torch.eye(len(own), dtype=own.dtype), projected
     )
