@@ -42,6 +42,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 )
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectPushError,
     pull_and_inflate_object_from_tree,
     push_objects,
 )
@@ -56,6 +57,10 @@ from common.liveness import HEARTBEAT_SECONDS
 
 # A public bank and a model are tens of megabytes; a hostile server could send without end.
 MESSAGE_LIMIT: Final = 1 << 30
+# Flower cuts arrays into objects of 5 MiB, and the tree of a message's objects is shorter than one.
+ANSWER_LIMIT: Final = 16 << 20
+_ARRIVES_WITHIN: Final = 120.0
+_SHOWN: Final = 200
 _FIRST_WAIT: Final = 0.05
 _LONGEST_WAIT: Final = 1.0
 Answer = TypeVar("Answer")
@@ -97,6 +102,10 @@ class ServerLink:
             ],
             verify=trust,
         )
+        # Flower's client follows redirects and reads whatever comes; nobody else asks it for this.
+        http = self._client._client
+        http.follow_redirects = False
+        http.event_hooks = {"response": [_must_be_plain]}
         self._node = Node()
 
     def __enter__(self) -> Self:
@@ -150,7 +159,11 @@ class ServerLink:
         answer = _ask(lambda: self._client.PullMessages(PullMessagesRequest(node=self._node)))
         if not answer.messages_list or not answer.message_object_trees:
             return None
-        return Delivery(message_from_proto(answer.messages_list[0]), answer.message_object_trees[0])
+        try:
+            message = message_from_proto(answer.messages_list[0])
+        except Exception as error:  # whatever a server sent, a site goes on
+            raise Refused(f"a message cannot be read: {type(error).__name__}") from error
+        return Delivery(message, answer.message_object_trees[0])
 
     def app_of(self, run_id: int) -> str:
         """Return the hash of the app bundle that a run states."""
@@ -158,7 +171,10 @@ class ServerLink:
         return str(_ask(lambda: self._client.GetRun(request)).run.fab_hash)
 
     def fetch(self, delivery: Delivery) -> Message:
-        """Return the message with its content; more than `MESSAGE_LIMIT` bytes is Refused."""
+        """Return the message with its content.
+
+        One of more than `MESSAGE_LIMIT` bytes, or that cannot be read, is Refused.
+        """
         received = 0
         pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, delivery.run_id)
 
@@ -179,12 +195,20 @@ class ServerLink:
                 limited,
                 lambda name: _ask(lambda: confirm(name)),
                 return_type=Message,
+                max_time=_ARRIVES_WITHIN,
                 initial_backoff=_FIRST_WAIT,
                 backoff_cap=_LONGEST_WAIT,
             )
         except ObjectPullError as error:
             raise Unreachable(f"a message could not be fetched: {error}") from error
-        message.metadata.__dict__["_message_id"] = delivery.tree.object_id
+        except VeilfaceError:
+            raise
+        except Exception as error:  # whatever a server sent, a site goes on
+            raise Refused(f"a message cannot be read: {type(error).__name__}") from error
+        inner = message.metadata
+        if (inner.dst_node_id, inner.run_id) != (self.node_id, delivery.run_id):
+            raise Refused("a message is not what it was announced as")
+        inner.__dict__["_message_id"] = delivery.tree.object_id
         return message
 
     def answer(self, reply: Message) -> None:
@@ -201,13 +225,25 @@ class ServerLink:
                 clientapp_runtime_list=[0.0],  # how long it took is nobody's business
             )
             wanted = _ask(lambda: self._client.PushMessages(request))
-            push_objects(
-                get_all_nested_objects(reply),
-                make_push_object_fn_protobuf(
-                    self._client.PushObject, self._node, reply.metadata.run_id, wanted.session_id
-                ),
-                object_ids_to_push=set(wanted.objects_to_push),
+            push = make_push_object_fn_protobuf(
+                self._client.PushObject, self._node, reply.metadata.run_id, wanted.session_id
             )
+            try:
+                push_objects(
+                    get_all_nested_objects(reply),
+                    lambda name, content: _ask(lambda: push(name, content)),
+                    object_ids_to_push=set(wanted.objects_to_push),
+                )
+            except ObjectPushError as error:
+                raise Unreachable(f"an answer was not taken: {error}") from error
+
+
+def _must_be_plain(response: httpx.Response) -> None:
+    """Raise Refused on an answer that leads elsewhere, or does not say how long it is."""
+    length = response.headers.get("content-length", "")
+    odd = {"location", "transfer-encoding", "content-encoding"} & set(response.headers)
+    if odd or not length.isdigit() or int(length) > ANSWER_LIMIT:
+        raise Refused(f"the server's answer ({response.status_code}) is not one of a SuperLink")
 
 
 def _ask(call: Callable[[], Answer]) -> Answer:
@@ -217,7 +253,7 @@ def _ask(call: Callable[[], Answer]) -> Answer:
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
         told = FlowerError.from_json(error.response.text)
-        said = f"the server answers {code}" + (f": {told.message}" if told else "")
+        said = f"the server answers {code}" + (f": {told.message[:_SHOWN]!r}" if told else "")
         if code >= 500 or code == httpx.codes.TOO_MANY_REQUESTS:
             raise Unreachable(said) from error
         raise Refused(said) from error

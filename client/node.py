@@ -130,11 +130,17 @@ class Node:
             busy_until = time.monotonic() + _BUSY_FOR
             reply = self._answer(link, delivery)
             if reply is not None:
-                link.answer(reply)
+                try:
+                    link.answer(reply)
+                except Refused as error:  # the run has ended, or the next call says why
+                    log.info("an answer was not taken: %s", error)
 
     def _answer(self, link: ServerLink, delivery: Delivery) -> Message | None:
-        """Return the reply to a message; None to one of a run that has ended meanwhile."""
+        """Return the reply to a message; None to another site's, or of a run that has ended."""
         run_id = delivery.run_id
+        if delivery.message.metadata.dst_node_id != self._joined:
+            log.error("a message for another site was left")
+            return None
         self._act(run_id)
         try:
             app = link.app_of(run_id)
@@ -149,15 +155,17 @@ class Node:
                 Error(ErrorCode.INVALID_FAB, "the site's policy does not list this app"),
                 reply_to=delivery.message,
             )
-        message = link.fetch(delivery)
+        try:
+            message = link.fetch(delivery)
+        except Refused as error:
+            log.error("a message was not taken: %s", error)
+            return _failed(delivery.message)
         context = Context(run_id, self._joined, {}, RecordDict(), {})
         try:
             return self._app(message, context)
         except Exception:  # the boundary: whatever it is, its text must stay at the site
             log.exception("%s failed", message.metadata.message_type[:80])
-            return Message(
-                Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "refused"), reply_to=message
-            )
+            return _failed(message)
 
     def _act(self, run_id: int) -> None:
         # Flower's Message takes its sender from here.
@@ -181,3 +189,7 @@ class Node:
                         self._contact()
                     elif joined == self._joined:
                         self._joined = 0
+
+
+def _failed(message: Message) -> Message:
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "refused"), reply_to=message)

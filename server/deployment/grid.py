@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
+import httpx
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import Metadata, ObjectTree
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
@@ -37,6 +40,10 @@ _COUNT_EVERY: Final = 1.0
 _FIRST_WAIT: Final = 0.05
 _LONGEST_WAIT: Final = 0.5
 _UPLOAD_WITHIN: Final = 20.0
+# An answer is a question's parameters again, at most twice as wide, in few objects.
+_WIDER: Final = 2
+_ROOM: Final = 1 << 20
+_MOST_OBJECTS: Final = 4096
 LONGEST_ROUND: Final = 900.0
 _UNREACHED: Final = (
     ErrorCode.NODE_UNAVAILABLE,
@@ -116,7 +123,10 @@ class RosterGrid(HttpGrid):
         return answers
 
     def _pull(self, asked: _Asked) -> Iterator[Message]:
-        """Yield the answers that are there; one whose upload breaks off is asked for again."""
+        """Yield the answers that are there; one whose upload breaks off is asked for again.
+
+        One that cannot be read, is too large, or names another sender than whose it is, is none.
+        """
         client, run_id = self._runtime_client, self.run.run_id
         found = client.PullMessages(PullAppMessagesRequest(message_ids=asked.out))
         pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run_id)
@@ -126,16 +136,51 @@ class RosterGrid(HttpGrid):
         for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             question = head.metadata.reply_to_message_id
             try:
-                answer = pull_and_inflate_object_from_tree(
-                    tree, pull, confirm, return_type=Message,
-                    max_time=_UPLOAD_WITHIN, initial_backoff=_FIRST_WAIT, backoff_cap=_LONGEST_WAIT,
-                )  # fmt: skip
+                answer = _read(head.metadata, tree, pull, confirm, asked.room_of(question))
             except ObjectPullError:
                 asked.broken_off(question)
+                continue
+            except httpx.HTTPError:  # the SuperLink's own
+                raise
+            except Exception as error:  # noqa: BLE001 - no answer of one site may stop the run
+                sender = self.name_of(head.metadata.src_node_id)
+                log.warning("the answer of %s is none: %r", sender, error)
+                asked.give_up(question)
                 continue
             answer.metadata.__dict__["_message_id"] = tree.object_id
             if asked.closed_by(answer):
                 yield answer
+
+
+def _read(
+    head: Metadata,
+    tree: ObjectTree,
+    pull: Callable[[str], bytes],
+    confirm: Callable[[str], None],
+    room: int,
+) -> Message:
+    """Return an announced answer; whatever a site made of it raises, at the latest after `room`."""
+    if sum(1 for _ in iterate_object_tree(tree)) > _MOST_OBJECTS:
+        raise ValueError("too many objects")
+    left = room
+
+    def bounded(name: str) -> bytes:
+        nonlocal left
+        content = pull(name)
+        left -= len(content)
+        if left < 0:
+            raise ValueError("too large")
+        return content
+
+    answer = pull_and_inflate_object_from_tree(
+        tree, bounded, confirm, return_type=Message,
+        max_time=_UPLOAD_WITHIN, initial_backoff=_FIRST_WAIT, backoff_cap=_LONGEST_WAIT,
+    )  # fmt: skip
+    own = answer.metadata
+    # The front and the SuperLink have checked the head; the message itself is the site's own work.
+    if (own.src_node_id, own.reply_to_message_id) != (head.src_node_id, head.reply_to_message_id):
+        raise ValueError("in the name of another site")
+    return answer
 
 
 class _Asked:
@@ -177,6 +222,16 @@ class _Asked:
             self._undelivered.append(question)
             return False
         return True
+
+    def room_of(self, name: str) -> int:
+        """Return how many bytes the answer to a question may have."""
+        question = self._out.get(name)
+        arrays = question.content.array_records.values() if question else ()
+        return _ROOM + _WIDER * sum(record.count_bytes() for record in arrays)
+
+    def give_up(self, name: str) -> None:
+        """Wait no longer for the answer to a question."""
+        self._out.pop(name, None)
 
     def broken_off(self, name: str) -> None:
         """Ask a question once more whose answer was announced and did not come; not for ever."""
