@@ -15,20 +15,27 @@ import click
 
 from common.errors import VeilfaceError
 
-GROUP = "veilface.commands"
 
 
 class RoomCommands(click.Group):
     """Finds commands by entry point, and imports a room only when its command is used."""
 
+    points = "veilface.commands"
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({point.name for point in entry_points(group=GROUP)})
+        return sorted({point.name for point in entry_points(group=self.points)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        for point in entry_points(group=GROUP, name=cmd_name):
+        for point in entry_points(group=self.points, name=cmd_name):
             command: click.Command = point.load()
             return command
         return None
+
+
+class AuditCommands(RoomCommands):
+    """The same for `veilface audit`: a site's statement needs nothing of the server's."""
+
+    points = "veilface.audit"
 
 
 @click.command(cls=RoomCommands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,6 +49,11 @@ def veilface(verbose: bool) -> None:
         format="%(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+@click.command(cls=AuditCommands)
+def audit() -> None:
+    """Report what was promised and spent, check such a report, and attack the promise."""
 
 
 def _fail(text: str, code: int) -> NoReturn:
