@@ -14,8 +14,9 @@ from pathlib import Path
 from common.app_bundle import app_hash, is_app_hash
 from common.backbones.registry import BACKBONES
 from common.config import from_toml
-from common.contract import Contract
+from common.contract import Contract, Trust
 from common.errors import InputError, Refused
+from common.masking.terms import Terms as MaskingTerms
 from common.plan import PrivacyPlan, epsilon_after
 from common.terms import Terms
 
@@ -29,6 +30,9 @@ class SitePolicy:
         epsilon, delta: budget over all runs together, for the life of the site's ledger.
         epsilon_per_run: what one run may spend of it, at the same delta.
         rounds_per_run: how many rounds a run may have.
+        trust: `local`, `secagg` or both: who adds the noise (docs/secagg.md).
+        survivors, colluders: with `secagg`, the least number of sites that must be in each sum, and
+            of colluding sites that a run must bear; both 0 without.
         code: hashes of the app bundles that this site takes part in; `veilface site policy` prints
             the one of the installed code.
     """
@@ -38,6 +42,9 @@ class SitePolicy:
     delta: float
     epsilon_per_run: float
     rounds_per_run: int
+    trust: tuple[Trust, ...]
+    survivors: int
+    colluders: int
     code: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -52,6 +59,12 @@ class SitePolicy:
             raise InputError(f"policy: delta must lie strictly between 0 and 1, not {self.delta}")
         if self.rounds_per_run < 1:
             raise InputError(f"policy: rounds_per_run must be at least 1: {self.rounds_per_run}")
+        if not self.trust:
+            raise InputError("policy: trust must list local, secagg or both")
+        if "secagg" in self.trust:
+            MaskingTerms(self.survivors, self.colluders)
+        elif (self.survivors, self.colluders) != (0, 0):
+            raise InputError("policy: survivors and colluders are 0 where trust has no secagg")
         if not self.code or not all(map(is_app_hash, self.code)):
             raise InputError(
                 "policy: code must list hashes of app bundles, 64 hex digits each",
@@ -70,6 +83,9 @@ class SitePolicy:
             delta=training.delta,
             epsilon_per_run=training.epsilon,
             rounds_per_run=training.rounds,
+            trust=(training.trust,),
+            survivors=training.minimum_sites if training.trust == "secagg" else 0,
+            colluders=training.colluders or 0,
             code=(app_hash(),),
         )
 
@@ -112,6 +128,7 @@ class SitePolicy:
         """Raise Refused unless a run is within the policy; its epsilon is recomputed."""
         if contract.backbone not in self.backbones:
             raise Refused(f"the policy allows no backbone {contract.backbone!r}")
+        self._check_trust(contract)
         if contract.rounds > self.rounds_per_run:
             raise Refused(
                 f"the run has {contract.rounds} rounds, the policy allows {self.rounds_per_run}"
@@ -126,4 +143,14 @@ class SitePolicy:
             raise Refused(
                 f"the run would spend epsilon {planned:.4f} at delta {self.delta:g}, the policy "
                 f"allows {self.epsilon_per_run:g} a run"
+            )
+
+    def _check_trust(self, contract: Contract) -> None:
+        if contract.trust not in self.trust:
+            raise Refused(f"the policy allows no run of trust {contract.trust!r}")
+        masking = contract.masking
+        if masking and (masking.minimum < self.survivors or masking.colluders < self.colluders):
+            raise Refused(
+                f"sums of {masking.minimum} sites that bear {masking.colluders} colluders, the "
+                f"policy wants {self.survivors} and {self.colluders}"
             )

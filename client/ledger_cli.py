@@ -153,6 +153,8 @@ def _as_json(folder: Path, report: LedgerReport) -> dict[str, object]:
                 "noise_multiplier": entry.noise_multiplier,
                 "sample_rate": entry.sample_rate,
                 "steps": entry.steps,
+                "mechanism": entry.mechanism,
+                "shares": entry.shares,
                 "private": entry.private,
                 "committed": committed,
                 "epsilon": _finite(so_far),
@@ -166,6 +168,11 @@ def _words(epsilon: float) -> str:
     if not math.isfinite(epsilon):
         return "infinite (not private)"
     return f"{math.ceil(1e4 * epsilon - 1e-6) / 1e4:.4f}"  # never less than was spent
+
+
+def _whose(entry: Reservation) -> str:
+    """Return whose noise hides the release: the site's own, or the shares of so many sites."""
+    return "site" if entry.mechanism == "gaussian" else f"{entry.shares} sites"
 
 
 def _heading(folder: Path, report: LedgerReport) -> tuple[str, str]:
@@ -182,13 +189,14 @@ def _tables(report: LedgerReport) -> Iterator[Table]:
     """Yield one table a run, in the order of the ledger."""
     for run_id, rows in groupby(_spending(report), key=lambda row: row[0].run_id):
         table = Table(title=f"run {run_id}")
-        for name in ("round", "noise\nmultiplier", "sample\nrate", "steps", "private"):
+        for name in ("round", "noise\nof", "noise\nmultiplier", "sample\nrate", "steps", "private"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("committed", justify="right", no_wrap=True)
         table.add_column("epsilon\nso far", justify="right", overflow="fold")
         for entry, committed, so_far in rows:
             table.add_row(
                 str(entry.round),
+                _whose(entry),
                 f"{entry.noise_multiplier:.4f}",
                 f"{entry.sample_rate:g}",
                 str(entry.steps),

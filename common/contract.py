@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from common.backbones.base import TrainSet
 from common.errors import InputError
+from common.ledger_format import Mechanism
 from common.losses import LOSSES, LossConfig
+from common.masking.fixed_point import FixedPoint
+from common.masking.noise import ShareNoise
+from common.masking.terms import MOST_SITES, Terms
 from common.mechanism import check_clip, check_denominator
 from common.sampling import check_sample_rate
+
+Trust = Literal["local", "secagg"]
 
 # What a hostile server may ask for at most: more would only tie up a site's memory or time.
 _LIMITS = {
@@ -27,7 +34,8 @@ class Privacy:
     Attributes:
         epsilon, delta: what a site spends over the whole run, for adding or removing one person;
             epsilon is None only in a run without privacy.
-        noise_multiplier: noise standard deviation over `max_grad_norm`, each step, each site.
+        noise_multiplier: noise standard deviation over `max_grad_norm`, each step, each site; with
+            secure aggregation that of the shares of the fewest honest survivors together.
         max_grad_norm: the L2 norm C to which a person's gradient is clipped.
         sample_rate: 1 for all persons in every step, else the Poisson rate.
         public_denominator: what a site's noised sum is divided by; a public constant.
@@ -55,6 +63,56 @@ class Privacy:
 
 
 @dataclass(frozen=True)
+class Masking:
+    """The constants of secure aggregation (docs/secagg.md).
+
+    Attributes:
+        minimum: the fewest sites whose updates make a sum.
+        colluders: how many sites may help a hostile server without weakening epsilon.
+        dimension: how many parameters an update has.
+        sigma: scale of each site's discrete noise, in steps of the encoding; 0 without privacy.
+    """
+
+    minimum: int
+    colluders: int
+    dimension: int
+    sigma: float
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.minimum, self.colluders)
+
+    @property
+    def most_sites(self) -> int:
+        """Return how many sites a round may have at most: above, too many could be missing."""
+        return min(2 * self.minimum - self.colluders - 1, MOST_SITES)
+
+    def encoding(self, max_grad_norm: float) -> FixedPoint:
+        """Return how clipped sums become integers."""
+        return FixedPoint(self.dimension, max_grad_norm, self.most_sites, self.sigma)
+
+    def noise(self, max_grad_norm: float) -> ShareNoise:
+        """Return the noise of one share."""
+        sensitivity = self.encoding(max_grad_norm).l2_sensitivity
+        return ShareNoise(self.sigma, sensitivity, self.dimension)
+
+    def check(self, privacy: Privacy) -> None:
+        """Raise InputError unless the shares of the honest have the noise that is stated."""
+        self.encoding(privacy.max_grad_norm)
+        stated = privacy.noise_multiplier
+        if self.sigma == 0.0 or stated == 0.0:
+            enough = self.sigma == stated
+        else:
+            noise = self.noise(privacy.max_grad_norm)
+            enough = noise.noise_multiplier(self.terms.honest) >= stated
+        if not enough:
+            raise InputError(
+                f"{self.terms.honest} shares of noise {self.sigma:g} are less than the stated "
+                f"noise_multiplier {stated:g}"
+            )
+
+
+@dataclass(frozen=True)
 class Contract:
     """One training run: model, loss, rounds and privacy.
 
@@ -66,6 +124,7 @@ class Contract:
         public_negatives: how many faces of the public bank enter one step.
         rounds, local_steps: federated rounds, and private steps at the site in each.
         local_learning_rate, local_momentum: of the site's SGD.
+        masking: of secure aggregation, one private step a round; None where sites trust no one.
     """
 
     run_id: str
@@ -80,6 +139,15 @@ class Contract:
     local_momentum: float
     privacy: Privacy
     loss: LossConfig = field(default_factory=LossConfig)
+    masking: Masking | None = None
+
+    @property
+    def trust(self) -> Trust:
+        return "local" if self.masking is None else "secagg"
+
+    @property
+    def mechanism(self) -> Mechanism:
+        return "gaussian" if self.masking is None else "discrete-shared"
 
     def __post_init__(self) -> None:
         for name, most in _LIMITS.items():
@@ -94,3 +162,10 @@ class Contract:
             raise InputError(f"local_learning_rate must be positive: {self.local_learning_rate}")
         if not 0.0 <= self.local_momentum < 1.0:
             raise InputError(f"local_momentum must lie in [0, 1): {self.local_momentum}")
+        if self.masking is not None:
+            if self.local_steps != 1 or self.privacy.sample_rate != 1.0:
+                raise InputError(
+                    "secure aggregation sums one step of all persons a round",
+                    hint="local_steps 1 and sample_rate 1",
+                )
+            self.masking.check(self.privacy)

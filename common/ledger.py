@@ -28,6 +28,7 @@ from common.ledger_format import (
     Genesis,
     Head,
     Line,
+    Mechanism,
     Reservation,
     decode_head,
     decode_line,
@@ -125,6 +126,8 @@ class Ledger:
         max_grad_norm: float,
         request_digest: str,
         private: bool,
+        mechanism: Mechanism = "gaussian",
+        shares: int = 1,
         check: Callable[[tuple[Reservation, ...]], None],
     ) -> Reservation:
         """Return a durable reservation; the same request again returns the first one, unspent.
@@ -142,6 +145,8 @@ class Ledger:
             max_grad_norm=max_grad_norm,
             request_digest=request_digest,
             private=private,
+            mechanism=mechanism,
+            shares=shares,
         )
         for old in self.reservations:
             if (old.run_id, old.round) == (run_id, round):

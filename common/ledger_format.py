@@ -7,11 +7,12 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from common.errors import LedgerError
 
 GENESIS_HASH: Final = "0" * 64
+Mechanism = Literal["gaussian", "discrete-shared"]
 
 
 def _require(holds: bool, what: str) -> None:
@@ -46,7 +47,10 @@ class Genesis:
 class Reservation:
     """One round's releases, spent from the moment that this is on the disk.
 
-    `private` is False if the noise was absent or could be recomputed from a seed.
+    `mechanism` discrete-shared is secure aggregation: `noise_multiplier` is that of the sum of
+    `shares` sites' noise, the fewest that are in any sum which the server can learn. If masks fail,
+    this site's share alone has noise_multiplier / sqrt(shares) or more. `private` is False if the
+    noise was absent or could be recomputed from a seed.
     """
 
     seq: int
@@ -58,6 +62,8 @@ class Reservation:
     max_grad_norm: float
     request_digest: str
     private: bool
+    mechanism: Mechanism = "gaussian"
+    shares: int = 1
 
     def __post_init__(self) -> None:
         sigma, clip = self.noise_multiplier, self.max_grad_norm
@@ -66,6 +72,11 @@ class Reservation:
         _require(math.isfinite(clip) and clip > 0.0, f"max_grad_norm {clip}")
         _require(self.round >= 1 and self.steps >= 1, f"round {self.round}, steps {self.steps}")
         _require(sigma > 0.0 or not self.private, "a private reservation without noise")
+        _require(self.mechanism in get_args(Mechanism), f"the mechanism {self.mechanism!r}")
+        alone = self.mechanism == "gaussian"
+        _require((self.shares == 1) if alone else (self.shares >= 2), f"{self.shares} shares")
+        full = self.sample_rate == 1.0 and self.steps == 1
+        _require(alone or full, "a sampled or repeated release of shared noise")
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
     "commit": Commit,
 }
 _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
+_LATER: Final = frozenset({"mechanism", "shares"})
 
 
 @dataclass(frozen=True)
@@ -101,11 +113,15 @@ class Line:
         return _canonical(self.fields())
 
     def fields(self) -> dict[str, Any]:
-        """Return what the hash covers; numbers declared as float are written as float."""
+        """Return what the hash covers; numbers declared as float are written as float.
+
+        What has a default is written only where it differs, so that older ledgers keep their hash.
+        """
         record = {
             entry.name: float(value) if entry.type == "float" else value
             for entry in fields(self.record)
             for value in [getattr(self.record, entry.name)]
+            if entry.name not in _LATER or value != entry.default
         }
         kind = _NAMES[type(self.record)]
         return {"seq": self.seq, "previous": self.previous, "kind": kind, "record": record}
@@ -146,12 +162,16 @@ def decode_line(raw: bytes, seq: int, previous: str) -> Line:
     return line
 
 
+_TYPES: Final = {"int": int, "str": str, "float": float, "bool": bool, "Mechanism": str}
+
+
 def _record(kind: type[Any], values: Any) -> Record:
     names = {entry.name: entry.type for entry in fields(kind)}
-    if not isinstance(values, dict) or set(values) != set(names):
+    if not isinstance(values, dict) or set(values) | _LATER != set(names) | _LATER:
         raise LedgerError("has missing or unknown fields")
-    for name, annotation in names.items():
-        wanted = {"int": int, "str": str, "float": float, "bool": bool}[str(annotation)]
+    for name in values:
+        annotation = names.get(name)
+        wanted = _TYPES.get(str(annotation))
         if type(values[name]) is not wanted or (
             wanted is float and not math.isfinite(values[name])
         ):

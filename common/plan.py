@@ -30,9 +30,11 @@ def calibrate(
     max_grad_norm: float,
     sample_rate: float,
     public_denominator: float,
+    concentrated: bool = False,
 ) -> Privacy:
     """Return the mechanism that spends at most `epsilon` at `delta` over all rounds of a site.
 
+    `concentrated` is for the shared discrete noise of secure aggregation.
     `epsilon` None is a run without privacy: no noise, and nothing calls it private.
     """
     if epsilon is not None and not (math.isfinite(epsilon) and epsilon > 0):
@@ -45,7 +47,9 @@ def calibrate(
     noise = (
         0.0
         if epsilon is None
-        else noise_multiplier_for(epsilon, delta, rounds * local_steps, sample_rate)
+        else noise_multiplier_for(
+            epsilon, delta, rounds * local_steps, sample_rate, concentrated=concentrated
+        )
     )
     return Privacy(epsilon, delta, noise, max_grad_norm, sample_rate, public_denominator)
 
@@ -107,6 +111,8 @@ class PrivacyPlan:
             max_grad_norm=privacy.max_grad_norm,
             request_digest=request_digest,
             private=private,
+            mechanism=contract.mechanism,
+            shares=1 if contract.masking is None else contract.masking.terms.honest,
             check=self._check,
         )
 
@@ -135,5 +141,5 @@ def epsilon_after(contract: Contract, rounds: int) -> float:
     if privacy.noise_multiplier == 0.0:
         return math.inf if rounds else 0.0
     steps = rounds * contract.local_steps
-    event = event_of(privacy.noise_multiplier, privacy.sample_rate, steps)
+    event = event_of(privacy.noise_multiplier, privacy.sample_rate, steps, contract.mechanism)
     return cross_checked_epsilon([event], privacy.delta).epsilon

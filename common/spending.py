@@ -6,17 +6,30 @@ import math
 from collections.abc import Sequence
 
 from common.accounting import (
+    ConcentratedEvent,
     Event,
     GaussianEvent,
     PoissonEvent,
     RdpOdometer,
     cross_checked_epsilon,
 )
+from common.errors import InputError
 from common.ledger import Reservation
+from common.ledger_format import Mechanism
 
 
-def event_of(noise_multiplier: float, sample_rate: float, steps: int) -> Event:
-    """Return the accounting event of `steps` releases; the full batch is exactly Gaussian."""
+def event_of(
+    noise_multiplier: float, sample_rate: float, steps: int, mechanism: Mechanism = "gaussian"
+) -> Event:
+    """Return the accounting event of `steps` releases; the full batch is exactly Gaussian.
+
+    Shared discrete noise is concentrated. Any other mechanism, or shared noise with sampling, is an
+    InputError.
+    """
+    if mechanism == "discrete-shared" and sample_rate == 1.0:
+        return ConcentratedEvent(noise_multiplier, steps)
+    if mechanism != "gaussian":
+        raise InputError(f"nothing is known of {mechanism} at sample rate {sample_rate:g}")
     if sample_rate == 1.0:
         return GaussianEvent(noise_multiplier, steps)
     return PoissonEvent(noise_multiplier, sample_rate, steps)
@@ -51,9 +64,9 @@ def reserved(reservations: Sequence[Reservation], delta: float) -> float:
 
 
 def _events(reservations: Sequence[Reservation]) -> list[Event]:
-    """One event for all rounds of the same noise and rate."""
-    merged: dict[tuple[float, float], int] = {}
+    """One event for all rounds of the same noise, rate and mechanism."""
+    merged: dict[tuple[float, float, Mechanism], int] = {}
     for r in reservations:
-        key = (r.noise_multiplier, r.sample_rate)
+        key = (r.noise_multiplier, r.sample_rate, r.mechanism)
         merged[key] = merged.get(key, 0) + r.steps
-    return [event_of(sigma, rate, steps) for (sigma, rate), steps in merged.items()]
+    return [event_of(sigma, rate, steps, kind) for (sigma, rate, kind), steps in merged.items()]

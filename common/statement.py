@@ -29,6 +29,9 @@ class Consent:
     delta: float
     epsilon_per_run: float
     rounds_per_run: int
+    trust: tuple[str, ...]
+    survivors: int
+    colluders: int
     code: tuple[str, ...]
 
 

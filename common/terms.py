@@ -12,9 +12,11 @@ from pathlib import Path
 from common.backbones.base import TrainSet
 from common.backbones.registry import BACKBONES
 from common.config import from_json, from_toml, to_json
-from common.contract import Privacy
-from common.errors import InputError
+from common.contract import Masking, Privacy, Trust
+from common.errors import InputError, Refused
 from common.losses import LOSSES
+from common.masking.noise import calibrate as calibrate_share
+from common.masking.terms import Terms as MaskingTerms
 from common.plan import calibrate
 from common.recipe import recommended
 
@@ -28,6 +30,8 @@ class TrainingConfig:
         persons_per_site: the declared number of persons, the public denominator of a full batch.
         seed: of the public codebook.
         minimum_sites, timeout: how few answers a round may have, and seconds to wait for them.
+        trust: `local`, where each site adds all the noise itself, or `secagg`.
+        colluders: with `secagg`, how many sites may help a hostile server; else None.
     """
 
     train_set: TrainSet
@@ -42,6 +46,36 @@ class TrainingConfig:
     seed: int
     minimum_sites: int
     timeout: float | None = None
+    trust: Trust = "local"
+    colluders: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.trust == "local":
+            if self.colluders is not None:
+                raise InputError("colluders are for secure aggregation", hint='trust = "secagg"')
+            return
+        if self.colluders is None:
+            raise InputError(
+                "secure aggregation states how many sites may collude", hint="colluders = 1"
+            )
+        check_masked(self.aggregator, self.local_steps, self.sample_rate)
+        MaskingTerms(self.minimum_sites, self.colluders)
+
+    def masking(self, dimension: int) -> Masking | None:
+        """Return the constants of secure aggregation of so many parameters; None for `local`."""
+        if self.trust == "local" or self.colluders is None:
+            return None
+        sigma = 0.0
+        if self.epsilon is not None:
+            sigma = calibrate_share(
+                epsilon=self.epsilon,
+                delta=self.delta,
+                rounds=self.rounds,
+                dimension=dimension,
+                max_grad_norm=recommended(self.train_set).max_grad_norm,
+                honest=MaskingTerms(self.minimum_sites, self.colluders).honest,
+            ).sigma
+        return Masking(self.minimum_sites, self.colluders, dimension, sigma)
 
     def privacy(self) -> Privacy:
         """Return the mechanism of these settings: the recipe's clip and the least noise."""
@@ -53,6 +87,21 @@ class TrainingConfig:
             max_grad_norm=recommended(self.train_set).max_grad_norm,
             sample_rate=self.sample_rate,
             public_denominator=max(1.0, self.persons_per_site * self.sample_rate),
+            concentrated=self.trust == "secagg",
+        )
+
+
+def check_masked(aggregator: str, local_steps: int, sample_rate: float) -> None:
+    """Raise Refused for a robust rule on masked updates, InputError for what masking cannot do."""
+    if aggregator != "mean":
+        raise Refused(
+            f"{aggregator} compares single updates, and with secure aggregation nobody sees one",
+            hint="use the mean, or trust local, where robust rules work",
+        )
+    if local_steps != 1 or sample_rate != 1.0:
+        raise InputError(
+            "secure aggregation sums one step of all persons a round",
+            hint="local steps 1 and sample rate 1",
         )
 
 

@@ -21,6 +21,7 @@ from common.signing import fingerprint
 from common.statement import Evidence, Statement
 from common.vault_facts import VaultFacts
 from server.audit.build import build_report
+from server.audit.cli import report as report_command
 from server.audit.collect import Sources
 from server.audit.page import render
 from server.audit.seal import Signer
@@ -32,7 +33,7 @@ from tests.vault_cases import MODEL, Place, unit_rows
 
 POLICY = SitePolicy(
     backbones=("dlib-resnet",), epsilon=4.0, delta=1e-4, epsilon_per_run=3.5, rounds_per_run=77,
-    code=(app_hash(),),
+    trust=("local",), survivors=0, colluders=0, code=(app_hash(),),
 )  # fmt: skip
 
 
@@ -173,3 +174,23 @@ def test_vault_facts_stand_in_the_report(
     lie = replace(report.facts, vaults=(vault_facts[0].replace('"templates":4', '"templates":5'),))
     checks = check_text(replace(report, facts=lie).to_text())[1]
     assert [c.what for c in checks if c.outcome == "FAILS" and "vault" in c.what]
+
+
+def test_the_server_s_sealed_bundle_opens_with_its_passphrase(tmp_path: Path) -> None:
+    make(tmp_path / "fed", passphrases=Passphrases((Passphrase("", "correct horse"),)))
+    run = make_run(tmp_path / "run")
+    secret = tmp_path / "pass"
+    secret.write_text("correct horse\n")
+    secret.chmod(0o600)
+    state, out = run / "sites" / "site-000", tmp_path / "a.json"
+    sealed = ("--passphrase-file", secret)
+    asked = (state, "--bundle", archive(tmp_path / "fed", "a"), "--out", out, *sealed)
+    assert invoke(statement_cli.statement, *asked).exit_code == 0
+    arguments = (
+        run, "--out", tmp_path / "out", "--no-pdf", "--statement", out,
+        "--bundle", archive(tmp_path / "fed", "server"),
+    )  # fmt: skip
+    refused = invoke(report_command, *arguments)
+    assert isinstance(refused.exception, InputError) and "sealed" in str(refused.exception)
+    assert invoke(report_command, *arguments, *sealed).exit_code == 0
+    assert (tmp_path / "out" / "report.json").exists()

@@ -111,6 +111,60 @@ def test_a_run_that_changes_its_contract_half_way_is_still_one_run(
         policy.plan.reserve(ledger, other, 1, f"{6:064x}", secret=True)
 
 
+def masked(**changes: object) -> TrainingConfig:
+    """Training of the terms above with secure aggregation over four sites or more."""
+    training = TrainingConfig(
+        train_set="adapter", loss="public-negatives", rounds=4, local_steps=1, epsilon=2.0,
+        delta=1e-4, sample_rate=1.0, persons_per_site=8.0, aggregator="mean", seed=0,
+        minimum_sites=4, trust="secagg", colluders=1,
+    )  # fmt: skip
+    return dataclasses.replace(training, **changes)  # type: ignore[arg-type]
+
+
+def test_a_policy_bounds_whom_a_site_trusts_and_the_server_cannot_widen_it() -> None:
+    training = masked()
+    agreed = contract(training, masking=training.masking(500))
+    alone = dataclasses.replace(training, trust="local", colluders=None)
+    terms = Terms("lenet", training, 4, training.privacy())
+    policy = SitePolicy.accepting(terms)
+    policy.check(agreed)
+    for asked, reason in (
+        (contract(alone), "trust 'local'"),
+        (contract(masked(minimum_sites=3), masking=masked(minimum_sites=3).masking(500)), "wants"),
+        (contract(masked(colluders=0), masking=masked(colluders=0).masking(500)), "wants 4 and 1"),
+    ):
+        with pytest.raises(Refused, match=reason):
+            policy.check(asked)
+    with pytest.raises(Refused, match="trust 'secagg'"):
+        SitePolicy.accepting(dataclasses.replace(terms, training=alone)).check(agreed)
+
+
+def test_a_contract_whose_shares_are_too_small_for_its_noise_is_no_contract() -> None:
+    training = masked()
+    masking = training.masking(500)
+    assert masking is not None
+    contract(training, masking=masking)
+    with pytest.raises(InputError, match="less than the stated"):
+        contract(training, masking=dataclasses.replace(masking, sigma=masking.sigma * 0.999))
+    with pytest.raises(InputError, match="one step"):
+        contract(training, masking=masking, local_steps=2)
+
+
+def test_robust_rules_local_steps_and_sampling_are_refused_with_secure_aggregation() -> None:
+    for rule in ("median", "krum", "trimmed-mean"):
+        with pytest.raises(Refused, match="single updates"):
+            masked(aggregator=rule)
+    for changes in (
+        {"local_steps": 2},
+        {"sample_rate": 0.5},
+        {"colluders": None},
+        {"minimum_sites": 2},
+        {"trust": "local"},
+    ):
+        with pytest.raises(InputError):
+            masked(**changes)
+
+
 def test_a_bundle_with_other_code_is_refused_and_ours_holds_no_code(terms: Terms) -> None:
     policy = SitePolicy.accepting(terms)
     for other in ("0" * 64, app_hash()[:-1], "", hashlib.sha256(app_bundle() + b" ").hexdigest()):
@@ -139,6 +193,10 @@ def test_code_that_was_updated_here_needs_new_consent(terms: Terms) -> None:
         ("delta = 1.0", "delta"),
         ("rounds_per_run = 0", "rounds_per_run"),
         ("code = []", "code"),
+        ("trust = []", "trust"),
+        ('trust = ["anyone"]', "anyone"),
+        ('trust = ["secagg"]', "too few"),
+        ("survivors = 3", "no secagg"),
         ('code = ["*"]', "code"),
         ("anything = true", "unknown key"),
     ],

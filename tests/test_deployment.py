@@ -56,6 +56,9 @@ epsilon = 2.0
 delta = 1e-4
 epsilon_per_run = 2.0
 rounds_per_run = 10
+trust = ["local"]
+survivors = 0
+colluders = 0
 code = ["{code}"]
 """
 

@@ -184,7 +184,7 @@ def test_a_site_whose_images_cannot_be_used_trains_on_nobody_and_does_not_say_so
         (data / "Ann").symlink_to("/")
     federation = build(experiment, "r", tmp_path / "unused", gather(experiment)).federation
     part = PublicPart(federation.contract, federation.state, federation.public_inputs)
-    policy = SitePolicy(("lenet",), 9.0, 1e-4, 9.0, 100, (app_hash(),))
+    policy = SitePolicy(("lenet",), 9.0, 1e-4, 9.0, 100, ("local",), 0, 0, (app_hash(),))
     opened = open_folder(FolderConfig(data, tmp_path / "s"), policy)
     vector = torch.from_numpy(federation.initial)
     update = opened.site.train(

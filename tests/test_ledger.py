@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import shutil
@@ -16,7 +17,14 @@ from hypothesis import strategies as st
 
 from common.errors import BudgetExceeded, LedgerError, Refused
 from common.ledger import Genesis, Ledger, Reservation, verify
-from common.ledger_format import Head, encode_head
+from common.ledger_format import (
+    GENESIS_HASH,
+    Head,
+    Line,
+    decode_line,
+    encode_head,
+    encode_line,
+)
 
 GENESIS = Genesis(delta=1e-4, epsilon=4.0)
 FILE, HEAD = Ledger.FILE_NAME, "ledger.head"
@@ -272,3 +280,19 @@ def test_a_reservation_that_makes_no_sense_is_never_written(
         assert (directory / FILE).read_bytes() == before
         ledger.reserve(**values)  # type: ignore[arg-type]
     assert verify(directory).ok, "whole numbers are written as the floats they stand for"
+
+
+def test_shared_noise_is_on_record_and_an_unknown_mechanism_is_damage(tmp_path: Path) -> None:
+    plain = Reservation(0, "run", 1, 1.0, 1.0, 1, 0.5, "d", True)
+    shared = Reservation(0, "run", 1, 1.0, 1.0, 1, 0.5, "d", True, "discrete-shared", 7)
+    for record in (plain, shared):
+        raw = encode_line(Line(0, GENESIS_HASH, record))
+        assert decode_line(raw, 0, GENESIS_HASH).record == record
+        assert (b"mechanism" in raw) == (record is shared), "older ledgers keep their bytes"
+    raw = encode_line(Line(0, GENESIS_HASH, shared))
+    for changed in (b'"laplace"', b"7", b"null"):
+        with pytest.raises(LedgerError):
+            decode_line(raw.replace(b'"discrete-shared"', changed), 0, GENESIS_HASH)
+    for shares, rate, steps in ((1, 1.0, 1), (7, 0.5, 1), (7, 1.0, 2)):
+        with pytest.raises(LedgerError):
+            dataclasses.replace(shared, shares=shares, sample_rate=rate, steps=steps)

@@ -12,6 +12,7 @@ from common.errors import BudgetExceeded, InputError
 from common.ledger import Genesis, Ledger, verify
 from common.plan import PrivacyPlan, calibrate, epsilon_after
 from common.spending import reserved, spent
+from tests.test_consent import contract, masked
 from tests.test_site import CONTRACT
 
 PLAN = PrivacyPlan(epsilon=2.0, delta=1e-4)
@@ -121,6 +122,24 @@ def test_a_budget_that_promises_nothing_is_refused(epsilon: float, delta: float)
             epsilon=epsilon, delta=delta, rounds=1, local_steps=1, max_grad_norm=1.0,
             sample_rate=1.0, public_denominator=1.0,
         )  # fmt: skip
+
+
+def test_rounds_of_shared_noise_are_spent_as_concentrated_releases(tmp_path: Path) -> None:
+    agreed = contract(masked(), masking=masked().masking(500))
+    site = tmp_path / "s"
+    Ledger.create(site, Genesis(delta=1e-4, epsilon=2.0))
+    with Ledger.open(site) as ledger:
+        for round_ in range(1, agreed.rounds + 1):
+            PLAN.reserve(ledger, agreed, round_, f"{round_}", secret=True)
+        with pytest.raises(BudgetExceeded):
+            PLAN.reserve(ledger, agreed, agreed.rounds + 1, "more", secret=True)
+    found = verify(site).reservations
+    assert {(r.mechanism, r.shares) for r in found} == {("discrete-shared", 3)}
+    total = spent(found, 1e-4)
+    assert 1.999 < total <= 2.0
+    assert total == pytest.approx(epsilon_after(agreed, agreed.rounds), rel=1e-6)
+    gaussian = [dataclasses.replace(r, mechanism="gaussian", shares=1) for r in found]
+    assert spent(gaussian, 1e-4) < 0.97 * total, "a Gaussian account would say too little"
 
 
 def test_sampled_runs_of_different_noise_are_decided_by_the_renyi_bound(tmp_path: Path) -> None:
