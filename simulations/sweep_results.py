@@ -14,9 +14,8 @@ from matplotlib.axes import Axes
 from scipy.stats import t as student
 
 from common.metrics import Interval, Verification
-from server.report import plots
-from server.report.drawing import finished, new_panels
-from server.report.plots import AFTER, BEFORE, INK, QUIET, SECOND, Plot
+from server.report import drawing
+from server.report.drawing import AFTER, BEFORE, INK, QUIET, SECOND, Plot, finished, new_panels
 from server.report.run_record import RunRecord
 from server.report.wording import percent, points
 from simulations.sweep import Cell, Trust
@@ -194,7 +193,7 @@ def as_csv(found: Results) -> str:
 
 def draw(found: Results) -> Plot:
     """Draw TMR over epsilon, one line a trust, with its band; horizontal lines have no epsilon."""
-    with mpl.rc_context(plots.STYLE):
+    with mpl.rc_context(drawing.STYLE):
         figure, panels = new_panels(len(RATES), (9.6, 4.2))
         for place, (axes, (rate, name)) in enumerate(zip(panels, RATES, strict=True)):
             _panel(axes, found, rate, place)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from common.metrics import Interval, Intervals, Verification
+from server.report.drawing import Plot
 from server.report.page import render, write_page
-from server.report.plots import Plot, draw_all, write_plots
+from server.report.plots import draw_all, write_plots
 from server.report.run_record import (
     Adversary,
     DetPoints,

@@ -13,15 +13,15 @@ from common.errors import InputError
 from server.audit.facts import Report
 from server.audit.page import render
 from server.audit.wording import Language
-from server.report import plots
+from server.report import drawing
 
 _INKS: Final = {
-    "ink": plots.INK,
-    "quiet": plots.QUIET,
-    "grid": plots.GRID,
-    "before": plots.BEFORE,
-    "after": plots.AFTER,
-    "warning": plots.WARNING,
+    "ink": drawing.INK,
+    "quiet": drawing.QUIET,
+    "grid": drawing.GRID,
+    "before": drawing.BEFORE,
+    "after": drawing.AFTER,
+    "warning": drawing.WARNING,
 }
 _NEEDED: Final = "隐私审计"
 _INSTALL: Final = "apt install libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0, or --no-pdf"

@@ -7,11 +7,10 @@ from html import escape
 import matplotlib as mpl
 
 from common.metrics import Interval, Verification
-from server.report import plots
+from server.report import drawing
 from server.report.comparison import Comparison, Run
-from server.report.drawing import finished, new_figure
+from server.report.drawing import AFTER, BEFORE, SECOND, Plot, finished, new_figure
 from server.report.page import inline, table
-from server.report.plots import AFTER, BEFORE, SECOND, Plot
 from server.report.style import STYLE
 from server.report.wording import duration, epsilon, interval, percent, points, power
 
@@ -79,7 +78,7 @@ def _change(run: Run, field: str) -> str:
 def draw(comparison: Comparison) -> Plot:
     """TMR at FMR 1e-3 of each comparable run, in its stages, with 95% intervals over persons."""
     runs = [run for run in comparison.runs if run.comparable]
-    with mpl.rc_context(plots.STYLE):
+    with mpl.rc_context(drawing.STYLE):
         figure, axes = new_figure((5.4, 1.2 + 0.62 * len(runs)))
         for row, run in enumerate(runs):
             for place, (label, attribute, colour, marker) in enumerate(STAGES):

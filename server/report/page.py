@@ -10,7 +10,8 @@ from pathlib import Path
 
 from common.metrics import Interval, Verification
 from common.storage import write_private
-from server.report import plots
+from server.report import drawing
+from server.report.plots import draw_all
 from server.report.run_record import RunRecord, SiteSpending
 from server.report.style import STYLE
 from server.report.wording import (
@@ -26,24 +27,24 @@ from server.report.wording import (
 
 # Each drawn colour becomes a variable of the page, so that plots follow light and dark.
 _COLOURS = {
-    plots.INK: "ink",
-    plots.QUIET: "quiet",
-    plots.GRID: "grid",
-    plots.BEFORE: "before",
-    plots.AFTER: "after",
-    plots.SECOND: "second",
-    plots.WARNING: "warning",
+    drawing.INK: "ink",
+    drawing.QUIET: "quiet",
+    drawing.GRID: "grid",
+    drawing.BEFORE: "before",
+    drawing.AFTER: "after",
+    drawing.SECOND: "second",
+    drawing.WARNING: "warning",
 }
 
 
 def write_page(record: RunRecord, folder: Path) -> Path:
     """Write `index.html`, whole or not at all, and return its path."""
     path = folder / "index.html"
-    write_private(path, render(record, plots.draw_all(record)).encode())
+    write_private(path, render(record, draw_all(record)).encode())
     return path
 
 
-def render(record: RunRecord, drawn: tuple[plots.Plot, ...]) -> str:
+def render(record: RunRecord, drawn: tuple[drawing.Plot, ...]) -> str:
     """The page as HTML text."""
     upper = (_header, _verdict, _warnings, _outcome, _adversaries)
     body = "".join(
@@ -170,7 +171,7 @@ def _adversaries(record: RunRecord) -> str:
     )
 
 
-def _figure(plot: plots.Plot) -> str:
+def _figure(plot: drawing.Plot) -> str:
     title, alt = escape(plot.title), escape(plot.alt)
     return (
         f'<section>\n<h2>{title}</h2>\n<figure role="img" aria-label="{alt}">\n'
@@ -178,7 +179,7 @@ def _figure(plot: plots.Plot) -> str:
     )
 
 
-def inline(plot: plots.Plot) -> str:
+def inline(plot: drawing.Plot) -> str:
     """A plot's SVG as part of a page: identifiers of its own, no namespaces, page colours."""
     svg = plot.svg[plot.svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -5,64 +5,35 @@ Drawn with Matplotlib's object interface on the Agg canvas: no window, no global
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from common.metrics import Verification
 from common.storage import write_private
+from server.report.drawing import (
+    AFTER,
+    BEFORE,
+    QUIET,
+    SECOND,
+    SIZE,
+    STYLE,
+    WARNING,
+    Plot,
+    finished,
+    new_figure,
+)
 from server.report.run_record import DetPoints, RunRecord
 from server.report.wording import epsilon, epsilon_with_delta, percent, plural, power
 
-# Okabe and Ito's colours, told apart by every common kind of colour vision; the page swaps each
-# for its own in the dark.
-INK, QUIET, GRID = "#1b1f24", "#5c6670", "#d9dee3"
-BEFORE, AFTER, SECOND, WARNING = "#9a6200", "#0072b2", "#b0418a", "#b3261e"
-SIZE = (5.4, 3.8)
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "veilface",
-    "font.family": ["sans-serif"],
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": QUIET,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 2.0,
-    "lines.solid_capstyle": "round",
-}
 _TICKS = (1e-3, 1e-2, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawing as a file name without ending, what it shows in words, and its two formats."""
-
-    name: str
-    title: str
-    alt: str
-    svg: str
-    png: bytes
 
 
 def write_plots(record: RunRecord, folder: Path) -> tuple[Path, ...]:
@@ -84,7 +55,7 @@ def draw_all(record: RunRecord) -> tuple[Plot, ...]:
 def draw_det(record: RunRecord) -> Plot:
     """FNMR over FMR on normal-deviate axes (Martin et al. 1997): lower left is better."""
     with mpl.rc_context(STYLE):
-        figure, axes = _figure()
+        figure, axes = new_figure()
         curves = (record.det_before, record.det_after)
         left = _floor(*(curve.fmr for curve in curves), least=2e-4)
         bottom = _floor(*(curve.fnmr for curve in curves), least=1e-3)
@@ -119,7 +90,7 @@ def draw_det(record: RunRecord) -> Plot:
         axes.set_ylabel("FNMR (same person rejected)")
         axes.legend(frameon=False, loc="upper right")
         alt = f"FNMR over FMR before and after training. {_change(record.before, record.after)}"
-        return _plot("det", "Detection error trade-off", alt, figure)
+        return finished("det", "Detection error trade-off", alt, figure)
 
 
 def draw_tmr(record: RunRecord) -> Plot:
@@ -129,7 +100,7 @@ def draw_tmr(record: RunRecord) -> Plot:
     wide = [start.tmr_at_fmr_1e2, *(point.tmr_at_fmr_1e2 for point in record.rounds)]
     strict = [start.tmr_at_fmr_1e3, *(point.tmr_at_fmr_1e3 for point in record.rounds)]
     with mpl.rc_context(STYLE):
-        figure, axes = _figure()
+        figure, axes = new_figure()
         for values, colour, marker, label in (
             (wide, AFTER, "o", "FMR 1e-2"),
             (strict, SECOND, "s", "FMR 1e-3"),
@@ -142,7 +113,7 @@ def draw_tmr(record: RunRecord) -> Plot:
         axes.set_ylabel("TMR (same person accepted)")
         axes.set_title(_dashed(record), loc="right", fontsize=10, color=QUIET)
         alt = f"TMR over {plural(len(record.rounds), 'round')}. {_change(before, record.after)}"
-        return _plot("tmr", "TMR by round", alt, figure)
+        return finished("tmr", "TMR by round", alt, figure)
 
 
 def draw_epsilon(record: RunRecord) -> Plot:
@@ -152,13 +123,13 @@ def draw_epsilon(record: RunRecord) -> Plot:
     spent = np.array([[0.0] * len(privacy.per_site), *rows])
     budgets = sorted({site.budget for site in privacy.per_site if site.budget is not None})
     with mpl.rc_context(STYLE):
-        figure, axes = _figure()
+        figure, axes = new_figure()
         if None in privacy.stated or not privacy.per_site:
             alt = "Epsilon has no bound: this run was not private."
             axes.text(0.5, 0.5, alt, transform=axes.transAxes, ha="center", color=WARNING)
             axes.set_axis_off()
             figure.set_size_inches(SIZE[0], 0.7)
-            return _plot("epsilon", "Epsilon by round", alt, figure)
+            return finished("epsilon", "Epsilon by round", alt, figure)
         # Sites that spent alike share one line.
         for values in np.unique(spent, axis=1).T:
             axes.plot(rounds, values, color=AFTER, drawstyle="steps-pre")
@@ -176,7 +147,7 @@ def draw_epsilon(record: RunRecord) -> Plot:
         if privacy.not_private:
             alt = f"NOT PRIVATE ({privacy.not_private}). {alt}"
             axes.text(0.5, 0.5, "NOT PRIVATE", transform=axes.transAxes, ha="center", color=WARNING)
-        return _plot("epsilon", "Epsilon by round", alt, figure)
+        return finished("epsilon", "Epsilon by round", alt, figure)
 
 
 def _dashed(record: RunRecord) -> str:
@@ -189,15 +160,6 @@ def _change(before: Verification, after: Verification) -> str:
         f"TMR at FMR 1e-2 from {percent(before.tmr_at_fmr_1e2)} to {percent(after.tmr_at_fmr_1e2)},"
         f" at FMR 1e-3 from {percent(before.tmr_at_fmr_1e3)} to {percent(after.tmr_at_fmr_1e3)}."
     )
-
-
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(visible=True)
-    axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _floor(*rates: tuple[float, ...], least: float) -> float:
@@ -243,10 +205,3 @@ def _label(axes: Axes, value: float, text: str, colour: str) -> None:
         color=colour,
         annotation_clip=False,
     )
-
-
-def _plot(name: str, title: str, alt: str, figure: Figure) -> Plot:
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    figure.savefig(png, format="png", dpi=160, facecolor="white")
-    return Plot(name, title, alt, svg.getvalue(), png.getvalue())

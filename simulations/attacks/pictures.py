@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from common.storage import write_private
-from server.report.plots import AFTER, QUIET, SIZE, STYLE, WARNING
+from server.report.drawing import AFTER, QUIET, SIZE, STYLE, WARNING
 from server.report.wording import epsilon_with_delta
 from simulations.attacks.audit import Evidence
 from simulations.attacks.record import AttackReport, Scores, highest_tpr
