@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import Refused, VeilfaceError
+from common.errors import InputError, Refused, VeilfaceError
+from common.ledger import Ledger
 from common.ledger_format import GENESIS_HASH, Line, Reservation, decode_line, encode_line
 from common.roster import Roster
 from common.signing import public_key
@@ -26,6 +27,7 @@ from server.audit.facts import Findings, Report, digest_of
 from server.audit.schema import schema_text
 from server.audit.seal import check_seal
 from server.audit.verify import Check, check_text, failed
+from simulations.evidence import leave_evidence
 from tests.audit_rig import Case, make_run, report_of, signed_again, sources
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -300,7 +302,7 @@ def test_the_auditor_knows_every_field_of_a_reservation() -> None:
     """A new kind of noise must not be counted as a Gaussian because nobody looked at its field."""
     known = {
         "seq", "run_id", "round", "noise_multiplier", "sample_rate", "steps", "max_grad_norm",
-        "request_digest", "private",
+        "request_digest", "private", "mechanism", "shares",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(Reservation)} == known
 
@@ -319,3 +321,25 @@ def test_the_schema_itself_is_sound() -> None:
 def test_what_is_no_report_fails_and_never_crashes(text: str) -> None:
     report, checks = check_text(text)
     assert report is None and failed(checks)
+
+
+def test_noise_that_the_auditor_cannot_account_for_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", Case(rounds=1))
+    state = run / "sites" / "site-000"
+    with Ledger.open(state) as ledger:
+        ledger.reserve(
+            run_id="masked",
+            round=1,
+            noise_multiplier=2.0,
+            sample_rate=1.0,
+            steps=1,
+            max_grad_norm=0.5,
+            request_digest="a" * 64,
+            private=True,
+            mechanism="discrete-shared",
+            shares=2,
+            check=lambda reservations: None,
+        )
+    leave_evidence(run, "run-1")
+    with pytest.raises(InputError, match="secure aggregation"):
+        report_of(run)

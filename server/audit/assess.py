@@ -54,6 +54,15 @@ class SiteLedger:
 
 
 def releases_of(reservations: Sequence[Reservation]) -> tuple[Releases, ...]:
+    """Return reservations as the auditor takes them; other noise than Gaussian is an InputError.
+
+    A sum of discrete Gaussians is nearly a Gaussian, but the guarantee must not rest on nearly.
+    """
+    if any(r.mechanism != "gaussian" for r in reservations):
+        raise InputError(
+            "a report of format 1 cannot state what secure aggregation promises",
+            hint="the site's ledger can: veilface ledger show",
+        )
     return tuple(Releases(r.noise_multiplier, r.sample_rate, r.steps) for r in reservations)
 
 

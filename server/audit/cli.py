@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from common.bundle import Bundle
+from common.bundle import SERVER, Bundle
 from common.errors import InputError, VeilfaceError
 from common.storage import make_private_directory, write_private
 from server.audit.build import build_report
@@ -19,6 +19,7 @@ from server.audit.page import render, split
 from server.audit.seal import Signer, check_pdf
 from server.audit.verify import Check, check_text, failed, holds
 from server.audit.wording import LANGUAGES, Language
+from server.provisioning.request import Passphrases
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _JSON, _HTML, _PDF = "report.json", "report.html", "report.pdf"
@@ -65,9 +66,10 @@ def report(
         )
     opened = Bundle.read(signs)
     if passphrase_file is not None:
-        opened = opened.unlocked(passphrase_file.read_text(encoding="utf-8").rstrip("\r\n"))
-    given = statements or left_statements
-    sources = Sources(run, opened, roster, given, evaluation, vault_facts)
+        given = Passphrases.read((str(passphrase_file),), ()).of(SERVER)
+        opened = opened.unlocked(given or "")
+    handed_in = statements or left_statements
+    sources = Sources(run, opened, roster, handed_in, evaluation, vault_facts)
     signer = Signer.of(opened)
     made = build_report(sources, signer)
     text = made.to_text()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from common.config import from_json, to_json
 from common.contract import Contract
@@ -103,13 +103,13 @@ class Facts:
     Attributes:
         roster, roster_key: the signed list of sites, and the OpenSSH key that it is checked with.
         model: the id (SHA-256) of the released model, 64 hex digits.
-        trust: who must be trusted; `collusion` is empty unless it is `secagg`.
+        trust: `local`: each site adds all the noise itself, so `collusion` is empty.
         vaults: signed documents of vaults (see `common.vault_facts`).
     """
 
     run_id: str
     model: str
-    trust: str
+    trust: Literal["local"]
     contract: Contract
     roster: str
     roster_key: str

@@ -96,13 +96,13 @@ def consent(view: View) -> str:
     rows = []
     for one in view.statements:
         agreed = one.consent
-        limits = (
-            (f"{agreed.epsilon_per_run:g}", str(agreed.rounds_per_run), _codes(agreed.code))
-            if agreed
-            else (w("consent.own_budget"), w("number.none"), w("number.none"))
-        )
+        limits = (w("consent.own_budget"), *[w("number.none")] * 3)
+        if agreed is not None:
+            trust = escape(", ".join(agreed.trust))
+            run, rounds = f"{agreed.epsilon_per_run:g}", str(agreed.rounds_per_run)
+            limits = (run, rounds, trust, _codes(agreed.code))
         rows.append((one.site, escape(one.issued[:10]), budgets[one.site], *limits))
-    heads = [f"consent.{n}" for n in ("site", "signed", "budget", "run", "rounds", "code")]
+    heads = [f"consent.{n}" for n in ("site", "signed", "budget", "run", "rounds", "trust", "code")]
     return view.section(
         "consent", view.plain("consent.plain"), view.table(w("consent.caption"), heads, rows)
     )
