@@ -28,6 +28,7 @@ _STALLED_AFTER: Final = 60.0
 _CONNECTIONS: Final = 2000
 _CONNECTIONS_OF_ONE: Final = 200
 _FILES: Final = 8192
+_BACKLOG: Final = 1024
 _PR_SET_DUMPABLE: Final = 4
 
 
@@ -52,13 +53,12 @@ class Listen:
     def open(self) -> list[socket.socket]:
         """Return listening sockets, one an address of the host; InputError if one is taken."""
         try:
+            found = socket.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
             return [
-                socket.create_server(address[:2], family=family, backlog=1024)
-                for family, _, _, _, address in dict.fromkeys(
-                    socket.getaddrinfo(
-                        self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-                    )
-                )
+                _bound(family, kind, protocol, address)
+                for family, kind, protocol, _, address in dict.fromkeys(found)
             ]
         except OSError as error:
             where = f"{bracketed(self.host)}:{self.port}"
@@ -119,6 +119,17 @@ def run(app: ASGIApp, listen: Listen, journal: Journal, *, graceful: int = 30) -
     journal.write("listening", url=listen.url(sockets[0].getsockname()[1]))
     with asyncio.Runner(loop_factory=_Loop) as runner:
         runner.run(server.serve(sockets))
+
+
+def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+    # With the protocol named: asyncio switches Nagle's algorithm off only where it is.
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    made.bind(address)
+    made.listen(_BACKLOG)
+    return made
 
 
 def leave_no_memory() -> None:
