@@ -5,10 +5,14 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Final
 
 from common.app_bundle import installed_code
+from common.config import to_json
+from common.storage import write_private
 
+SOFTWARE_FILE: Final = "software.json"
 # What computes gradients, noise, epsilon and messages; a site or server need not have all.
 _PACKAGES: Final = (
     "veilface", "flwr", "torch", "torchvision", "opacus", "dp-accounting", "cryptography",
@@ -46,3 +50,8 @@ def _installed() -> list[Package]:
         except PackageNotFoundError:  # an extra that this party does not have
             continue
     return found
+
+
+def record_software(run: Path) -> None:
+    """Write down in a run's folder which software ran it."""
+    write_private(run / SOFTWARE_FILE, f"{to_json(installed_software())}\n".encode())

@@ -22,6 +22,7 @@ from common.errors import InputError
 from common.intervals import verification_of
 from common.metrics import all_pairs
 from common.parameters import assign
+from common.software import record_software
 from common.storage import make_private_directory
 from common.terms import TrainingConfig
 from server.checkpoint import Checkpoint
@@ -94,6 +95,7 @@ def make_ready(config: RunConfig) -> Ready:
 def train(grid: Grid, ready: Ready, observer: Observer) -> Checkpoint:
     """Run the rounds that are left and write `model.safetensors`."""
     out = make_private_directory(ready.config.out)
+    record_software(out)
 
     def evaluate(round_: int, parameters: NDArray[np.float32]) -> dict[str, float]:
         return {} if ready.test is None else ready.test.scores(parameters)

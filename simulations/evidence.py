@@ -11,8 +11,9 @@ from pathlib import Path
 
 from client.statement import evidence_of
 from common.bundle import Bundle
+from common.software import record_software
 from common.storage import make_private_directory, write_private
-from server.audit.collect import AUDIT, FEDERATION, STATEMENTS, record_software
+from server.audit.collect import AUDIT, FEDERATION, STATEMENTS
 from server.provisioning.federation import create
 from server.provisioning.folder import bundle_path
 from server.provisioning.request import Endpoint, Passphrases, Settings

@@ -11,14 +11,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from common.backbones.weights import SavedModel, load_model
 from common.bundle import ROSTER, Bundle
-from common.config import digest, from_json, to_json
+from common.config import digest, from_json
 from common.contract import Contract
 from common.errors import InputError, Refused
 from common.roster import Roster
 from common.signing import public_key
-from common.software import Software, installed_software
+from common.software import SOFTWARE_FILE, Software
 from common.statement import Evidence, Statement
-from common.storage import write_private
 from common.vault_facts import VaultFacts
 from server.audit.facts import (
     Facts,
@@ -35,7 +34,7 @@ from server.checkpoint import load
 from server.report.run_record import read_run
 
 # Where a simulated run leaves its evidence, see `simulations.evidence`.
-AUDIT, FEDERATION, STATEMENTS, SOFTWARE = "audit", "federation", "statements", "software.json"
+AUDIT, FEDERATION, STATEMENTS = "audit", "federation", "statements"
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,6 @@ def left_by_simulation(run: Path) -> tuple[Path | None, tuple[Path, ...]]:
     return (bundles[0] if bundles else None), tuple(statements)
 
 
-def record_software(run: Path) -> None:
-    """Write down in a run's folder which software ran it."""
-    write_private(run / SOFTWARE, f"{to_json(installed_software())}\n".encode())
-
-
 def collect(sources: Sources) -> Facts:
     """Return the facts of a run; evidence that does not hold is refused, by name."""
     saved = load_model(sources.run / "model.safetensors")
@@ -78,7 +72,7 @@ def collect(sources: Sources) -> Facts:
     history = load(sources.run / "checkpoint.safetensors", digest(contract)).history
     document = _read(sources.roster) if sources.roster else sources.bundle.file(ROSTER)
     roster = Roster.read(document, sources.bundle.roster_key)
-    software = sources.run / SOFTWARE
+    software = sources.run / SOFTWARE_FILE
     line = sources.bundle.roster_key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     return Facts(
         run_id=contract.run_id,
