@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import time
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from client.service.tokens import SCOPES, Tokens
 from client.vault_options import VaultOptions, vault_options
-from common.web.tokens import Token
+from common.web.token_table import public, table_of
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -33,7 +30,7 @@ def create(
     """Make a token and print it, this once: the vault keeps only its hash."""
     with options.open() as vault:
         text, made = Tokens(vault).create(scopes, days)
-    click.echo(json.dumps({"token": text, **_public(made)}) if as_json else text)
+    click.echo(json.dumps({"token": text, **public(made)}) if as_json else text)
 
 
 @token.command(name="list")
@@ -44,14 +41,9 @@ def list_(options: VaultOptions, as_json: bool) -> None:
     with options.open() as vault:
         known = Tokens(vault).known()
     if as_json:
-        click.echo(json.dumps({"tokens": [_public(one) for one in known]}))
+        click.echo(json.dumps({"tokens": [public(one) for one in known]}))
         return
-    table = Table()
-    for column in ("id", "scopes", "created", "expires", "revoked"):
-        table.add_column(column)
-    for one in known:
-        table.add_row(one.id, one.scopes, *map(_day, (one.created, one.expires, one.revoked)))
-    Console().print(table)
+    Console().print(table_of(known))
 
 
 @token.command()
@@ -62,14 +54,3 @@ def revoke(options: VaultOptions, token_id: str) -> None:
     with options.open() as vault:
         Tokens(vault).revoke(token_id)
     click.echo(f"{token_id} is revoked")
-
-
-def _public(one: Token) -> dict[str, str | float | None]:
-    """What may be shown of a token."""
-    shown = dataclasses.asdict(one)
-    del shown["digest"]
-    return shown
-
-
-def _day(moment: float | None) -> str:
-    return "" if moment is None else time.strftime("%Y-%m-%d", time.gmtime(moment))

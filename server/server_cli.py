@@ -14,8 +14,10 @@ from common.errors import InputError, Refused, VeilfaceError
 from common.liveness import DROP_AFTER
 from common.supervision import is_running
 from common.terms import Terms, read_terms
+from common.web.server import host_and_port
 from server.deployment.folder import ENDED, Progress, RunFolder, RunRequest, ServerFolder, to_dict
-from server.deployment.up import Address, accept_roster, up
+from server.deployment.up import accept_roster, up
+from server.token_cli import token
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=True)
@@ -24,6 +26,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=Tru
 @click.group()
 def server() -> None:
     """Coordinate the sites of a federation; see none of their images."""
+
+
+server.add_command(token)
 
 
 @server.command("up")
@@ -37,10 +42,10 @@ def up_command(
 ) -> None:
     """Run SuperLink, coordinator, front and status page until stopped."""
     must_be_of(opened.bundle, server=True)
-    port = Address.parse(opened.bundle.manifest.server).port
-    where = Address.parse(listen) if listen else Address("0.0.0.0", port)
+    _, port = host_and_port(opened.bundle.manifest.server)
+    where = host_and_port(listen) if listen else ("0.0.0.0", port)
     verbose = bool(context.find_root().params.get("verbose"))
-    up(opened, state, where, Address.parse(page), verbose=verbose)
+    up(opened, state, where, host_and_port(page), verbose=verbose)
 
 
 @server.command("run")

@@ -44,7 +44,8 @@ from common.supervision import run_part, stop_on_signals
 from server.deployment.folder import RunFolder, ServerFolder
 from server.deployment.grid import RosterGrid, RunLost
 from server.deployment.journal import Journal
-from server.deployment.registry import Registry, names_by_key
+from server.deployment.node_keys import names_by_key
+from server.deployment.registry import Registry
 from server.deployment.superlink import Inside
 from server.rounds import RoundFailed
 from server.training import Ready, RunConfig, make_ready, train
