@@ -1,7 +1,7 @@
 """The site's ClientApp: unpack the request, ask the site, pack the whitelisted answer.
 
-Nothing but `Update` and a one-word `Refusal` is ever put into a reply: no exception text, no
-metric, no count. What went wrong is written to the site's own log.
+Nothing but an `Update` (or a message of `common.masking`) and a one-word `Refusal` is ever put into
+a reply: no exception text, no metric, no count. What went wrong is in the site's own log.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.masked_site import MaskedSite, Question
 from client.preparation import PublicPart, Unprepared, load_public, store_public
 from client.site import Prepared, Site
-from common.config import from_json
+from common.config import digest, from_json
 from common.contract import Contract
 from common.errors import (
     BudgetExceeded,
@@ -30,6 +32,7 @@ from common.errors import (
     StorageError,
     VeilfaceError,
 )
+from common.masking import RoundRequest
 from common.npy import from_npy, to_npy
 from common.parameters import layout_of
 from common.persons import Persons
@@ -48,6 +51,7 @@ class OpenSite:
         model: builds the trainable part and checks the frozen part's digest.
         persons: the private persons, frozen features computed; may be kept between rounds.
         consent: raises Refused on a run that the site does not agree to.
+        masking: its part in secure aggregation; None where it has no identity on a roster.
     """
 
     site: Site
@@ -55,6 +59,7 @@ class OpenSite:
     model: Callable[[PublicPart], nn.Module]
     persons: Callable[[PublicPart], Persons]
     consent: Callable[[Contract], None]
+    masking: MaskedSite | None = None
 
 
 def make_app(open_site: Callable[[Context], OpenSite]) -> ClientApp:
@@ -69,6 +74,22 @@ def make_app(open_site: Callable[[Context], OpenSite]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         return _guarded(message, lambda: _train(message, open_site(context)))
 
+    @app.train("mask")
+    def mask(message: Message, context: Context) -> Message:
+        return _guarded(message, lambda: _mask(message, open_site(context)))
+
+    @app.query("confirm")
+    def confirm(message: Message, context: Context) -> Message:
+        return _guarded(message, lambda: _stage(message, open_site(context), MaskedSite.confirm))
+
+    @app.query("unmask")
+    def unmask(message: Message, context: Context) -> Message:
+        return _guarded(message, lambda: _stage(message, open_site(context), MaskedSite.unmask))
+
+    @app.query("end")
+    def end(message: Message, context: Context) -> Message:
+        return _guarded(message, lambda: _end(message, open_site(context)))
+
     return app
 
 
@@ -77,8 +98,13 @@ def _prepare(message: Message, opened: OpenSite) -> RecordDict:
     opened.consent(contract)
     state = {name: _tensor(array) for name, array in message.content.array_records["state"].items()}
     inputs = _tensor(message.content.array_records["public"]["inputs"])
-    name = store_public(opened.public_directory, PublicPart(contract, state, inputs))
-    return RecordDict({"header": ConfigRecord({"format": FORMAT, "ready": name})})
+    answer = RecordDict({"header": ConfigRecord({"format": FORMAT, "ready": digest(contract)})})
+    if contract.masking is not None:
+        roster = _bytes(message.content.config_records["masking"]["roster"])
+        advertisement = _masking(opened).advertise(contract, roster).to_bytes()
+        answer["masking"] = ConfigRecord({"message": advertisement})
+    store_public(opened.public_directory, PublicPart(contract, state, inputs))
+    return answer
 
 
 def _tensor(array: Array) -> Tensor:
@@ -87,11 +113,7 @@ def _tensor(array: Array) -> Tensor:
 
 def _train(message: Message, opened: OpenSite) -> RecordDict:
     asked = message.content.config_records["request"]
-    part = load_public(opened.public_directory, str(asked["contract_digest"]))
-    opened.consent(part.contract)
-    vector = from_npy(message.content.array_records["parameters"]["vector"].data)
-    if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
-        raise InputError("the server's parameters are not a finite float32 vector")
+    part, vector = _agreed(message, opened), _parameters(message)
 
     @cache  # for its layout here, and for training where the round is no replay
     def model() -> nn.Module:
@@ -104,7 +126,7 @@ def _train(message: Message, opened: OpenSite) -> RecordDict:
         return Prepared(part.contract, model(), part.inputs, opened.persons(part))
 
     update = opened.site.train(
-        prepared, part.contract, int(str(asked["round"])), torch.from_numpy(vector.copy())
+        prepared, part.contract, int(str(asked["round"])), torch.from_numpy(vector)
     )
     arrays = update.arrays(layout_of(model()))
     return RecordDict(
@@ -113,6 +135,77 @@ def _train(message: Message, opened: OpenSite) -> RecordDict:
             "update": ArrayRecord({name: Array(*to_npy(value)) for name, value in arrays.items()}),
         }
     )
+
+
+def _mask(message: Message, opened: OpenSite) -> RecordDict:
+    part, vector = _agreed(message, opened), _parameters(message)
+
+    def prepared() -> Prepared:
+        return Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part))
+
+    update = _masking(opened).mask(prepared, part.contract, vector, _question(message))
+    return _masked(message, update)
+
+
+def _stage(
+    message: Message,
+    opened: OpenSite,
+    answer: Callable[[MaskedSite, Contract, Question, bytes], bytes],
+) -> RecordDict:
+    part, question = _agreed(message, opened), _question(message)
+    asked = _bytes(message.content.config_records["masking"]["asked"])
+    return _masked(message, answer(_masking(opened), part.contract, question, asked))
+
+
+def _end(message: Message, opened: OpenSite) -> RecordDict:
+    contract = _agreed(message, opened).contract
+    _masking(opened).end(contract)
+    return RecordDict({"header": ConfigRecord({"format": FORMAT, "ended": digest(contract)})})
+
+
+def _masked(message: Message, answer: bytes) -> RecordDict:
+    header = ConfigRecord({"format": FORMAT, "stage": message.metadata.message_type})
+    return RecordDict({"header": header, "masking": ConfigRecord({"message": answer})})
+
+
+def _masking(opened: OpenSite) -> MaskedSite:
+    if opened.masking is None:
+        raise Refused(
+            "this site has no signing key on a roster, so it takes no part in secure aggregation",
+            hint="veilface site up --bundle",
+        )
+    return opened.masking
+
+
+def _agreed(message: Message, opened: OpenSite) -> PublicPart:
+    """Return the public part of the run that a message is of, if the site still agrees to it."""
+    name = str(message.content.config_records["request"]["contract_digest"])
+    part = load_public(opened.public_directory, name)
+    opened.consent(part.contract)
+    return part
+
+
+def _parameters(message: Message) -> NDArray[np.float32]:
+    vector = from_npy(message.content.array_records["parameters"]["vector"].data)
+    if vector.dtype != np.float32 or vector.ndim != 1 or not np.isfinite(vector).all():
+        raise InputError("the server's parameters are not a finite float32 vector")
+    return vector.astype(np.float32)
+
+
+def _question(message: Message) -> Question:
+    asked = message.content.config_records["masking"]
+    advertisements = asked["advertisements"]
+    if not isinstance(advertisements, list):
+        raise InputError("the server's advertisements are no list")
+    return Question(
+        RoundRequest.from_bytes(_bytes(asked["request"])), tuple(map(_bytes, advertisements))
+    )
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise InputError("the server sent something else where bytes belong")
+    return value
 
 
 def _contract(message: Message) -> Contract:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from client.app import OpenSite
 from client.consent import SitePolicy
+from client.masked_site import Identity, MaskedSite
 from client.preparation import PublicPart
 from client.site import Site
 from common.backbones.adapter import PublicStatistics
@@ -51,16 +52,23 @@ class FolderConfig:
     cache: Path | None = None
 
 
-def open_folder(config: FolderConfig, policy: SitePolicy) -> OpenSite:
-    """Return the site of a folder; nothing of it is read before a round needs it."""
+def open_folder(
+    config: FolderConfig, policy: SitePolicy, identity: Identity | None = None
+) -> OpenSite:
+    """Return the site of a folder; nothing of it is read before a round needs it.
+
+    Without an identity on a roster it takes no part in secure aggregation.
+    """
     folder = _Folder(config)
     state = make_private_directory(config.state)
+    site = Site.open(state, policy.plan)
     return OpenSite(
-        site=Site.open(state, policy.plan),
+        site=site,
         public_directory=state / "public",
         model=lambda part: folder.rows(part).split.trainable,
         persons=folder.persons,
         consent=policy.check,
+        masking=None if identity is None else MaskedSite(identity, site),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -170,9 +170,10 @@ def _words(epsilon: float) -> str:
     return f"{math.ceil(1e4 * epsilon - 1e-6) / 1e4:.4f}"  # never less than was spent
 
 
-def _whose(entry: Reservation) -> str:
-    """Return whose noise hides the release: the site's own, or the shares of so many sites."""
-    return "site" if entry.mechanism == "gaussian" else f"{entry.shares} sites"
+def _title(run_id: str, entries: Iterable[Reservation]) -> str:
+    """Return a run's name, and whose noise hides its releases if it is not the site's own alone."""
+    shared = sorted({entry.shares for entry in entries if entry.mechanism != "gaussian"})
+    return f"run {run_id}" + "".join(f", noise of {count} sites together" for count in shared)
 
 
 def _heading(folder: Path, report: LedgerReport) -> tuple[str, str]:
@@ -188,15 +189,15 @@ def _heading(folder: Path, report: LedgerReport) -> tuple[str, str]:
 def _tables(report: LedgerReport) -> Iterator[Table]:
     """Yield one table a run, in the order of the ledger."""
     for run_id, rows in groupby(_spending(report), key=lambda row: row[0].run_id):
-        table = Table(title=f"run {run_id}")
-        for name in ("round", "noise\nof", "noise\nmultiplier", "sample\nrate", "steps", "private"):
+        found = list(rows)
+        table = Table(title=_title(run_id, (entry for entry, _, _ in found)))
+        for name in ("round", "noise\nmultiplier", "sample\nrate", "steps", "private"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("committed", justify="right", no_wrap=True)
         table.add_column("epsilon\nso far", justify="right", overflow="fold")
-        for entry, committed, so_far in rows:
+        for entry, committed, so_far in found:
             table.add_row(
                 str(entry.round),
-                _whose(entry),
                 f"{entry.noise_multiplier:.4f}",
                 f"{entry.sample_rate:g}",
                 str(entry.steps),

@@ -1,8 +1,9 @@
-"""A site: its private persons, its budget, its ledger, and one noised update a round.
+"""A site: its private persons, its budget, its ledger, and one release a round.
 
 The order is the guarantee: reserve in the ledger (durable), then compute, then store the release,
 then commit, then answer. A retry of the same request after a crash gives the same bytes: before
-the release is stored the round's key is in `round-N.key`, from then on it is in `release-N.f32`.
+the release is stored the round's key is in `round-N.key`, from then on it is in `release-N.f32`,
+or `release-N.masked` with secure aggregation.
 """
 
 from __future__ import annotations
@@ -93,11 +94,30 @@ class Site:
 
         `prepare` is called only after the budget is reserved, so a refused round reads no image.
         """
+        if contract.masking is not None:
+            raise Refused("the run was agreed with secure aggregation: no bare update leaves")
         vector: NDArray[np.float32] = parameters.numpy()
         model_id = model_id_of(contract.run_id, vector)
+
+        def compute(key: bytes) -> bytes:
+            keys = RoundKeys.derive(key, private=self.round_key.private)
+            return self._compute(prepare(), contract, vector, keys).tobytes()
+
+        released = self.release(contract, round_, model_id, compute)
+        return Update(contract.run_id, model_id, round_, np.frombuffer(released, dtype=np.float32))
+
+    def release(
+        self, contract: Contract, round_: int, question: str, compute: Callable[[bytes], bytes]
+    ) -> bytes:
+        """Return what one round releases, from a key that is drawn for it once.
+
+        `question` is all else that the answer depends on; another question for the same round is
+        refused. `compute` is called after the budget is reserved, and again only after a crash,
+        with the same key.
+        """
         if not 1 <= round_ <= contract.rounds:
             raise Refused(f"round {round_} is not one of the {contract.rounds} agreed rounds")
-        request = hashlib.sha256(f"{digest(contract)} {round_} {model_id}".encode()).hexdigest()
+        request = hashlib.sha256(f"{digest(contract)} {round_} {question}".encode()).hexdigest()
         with Ledger.open(self.directory) as ledger:
             reservation = self.plan.reserve(
                 ledger, contract, round_, request, secret=self.round_key.private
@@ -106,19 +126,16 @@ class Site:
             if released is None:
                 if ledger.committed(reservation) is not None:
                     raise Refused(f"round {round_} was released before and is no longer stored")
-                keys = RoundKeys.derive(
-                    self._key(contract, reservation), private=self.round_key.private
-                )
-                released = self._compute(prepare(), contract, vector, keys)
-                write_private(self._outbox_path(reservation), released.tobytes())
-            release = hashlib.sha256(released.tobytes()).hexdigest()
+                released = compute(self._key(contract, reservation))
+                write_private(self._outbox_path(reservation), released)
+            release = hashlib.sha256(released).hexdigest()
             committed = ledger.committed(reservation)
             if committed is None:
                 ledger.commit(reservation, release)
             elif committed != release:
                 raise Refused(f"the stored release of round {round_} was changed")
             self._forget(reservation)
-        return Update(contract.run_id, model_id, round_, released)
+        return released
 
     @staticmethod
     def _compute(
@@ -137,12 +154,13 @@ class Site:
         )
 
     def _outbox_path(self, reservation: Reservation) -> Path:
-        return self.directory / f"release-{reservation.seq}.f32"
+        kind = "f32" if reservation.mechanism == "gaussian" else "masked"
+        return self.directory / f"release-{reservation.seq}.{kind}"
 
-    def _outbox(self, reservation: Reservation) -> NDArray[np.float32] | None:
-        """The stored release of a reservation, if it got that far; noised, so it may be resent."""
+    def _outbox(self, reservation: Reservation) -> bytes | None:
+        """The stored release of a reservation, if it got that far; it may be sent again."""
         path = self._outbox_path(reservation)
-        return np.frombuffer(path.read_bytes(), dtype=np.float32) if path.exists() else None
+        return path.read_bytes() if path.exists() else None
 
     def _key(self, contract: Contract, reservation: Reservation) -> bytes:
         """The reservation's key; after a crash the stored one, so a retry repeats its noise."""
@@ -162,6 +180,6 @@ class Site:
         """Destroy all keys, since the last release is stored, and all releases but that one."""
         for path in self.directory.glob("round-*.key"):
             path.unlink()
-        for path in self.directory.glob("release-*.f32"):
+        for path in self.directory.glob("release-*"):
             if path != self._outbox_path(reservation):
                 path.unlink()

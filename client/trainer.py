@@ -42,6 +42,10 @@ class RoundKeys:
             private=private,
         )
 
+    def image_choice(self) -> np.random.Generator:
+        """Return what chooses each person's images and the public negatives; guards nobody."""
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(self.images[:16], "big")))
+
 
 def train_round(
     model: nn.Module,
@@ -66,7 +70,7 @@ def train_round(
     loss = create_loss(contract.loss)
     noise = KeyStream(keys.noise, private=keys.private)
     coins = KeyStream(keys.sampling, private=keys.private)
-    images = np.random.Generator(np.random.Philox(key=int.from_bytes(keys.images[:16], "big")))
+    images = keys.image_choice()
     optimizer = PersonOptimizer(
         model,
         torch.optim.SGD(
@@ -86,6 +90,29 @@ def train_round(
         optimizer.step_with(clipped)
     delta: NDArray[np.float32] = flatten(model).numpy() - parameters
     return delta
+
+
+def sum_of_round(
+    model: nn.Module,
+    parameters: NDArray[np.float32],
+    persons: Persons,
+    public_inputs: Tensor,
+    contract: Contract,
+    keys: RoundKeys,
+    engine: GradientEngine,
+) -> ClippedSum:
+    """Return the sum of all persons' clipped gradients at `parameters`, float64 [d]: not private.
+
+    It is what the one local step of `train_round` adds noise to; with secure aggregation the noise
+    is discrete and shared, and the step is the server's.
+    """
+    assign(model, torch.from_numpy(parameters))
+    model.eval()
+    images = keys.image_choice()
+    public = _public_side(model, public_inputs, contract, persons, images)
+    everyone = np.arange(len(persons), dtype=np.intp)
+    loss = create_loss(contract.loss)
+    return _clipped_sum(model, persons, everyone, loss, public, contract, images, engine)
 
 
 def _public_side(

@@ -14,6 +14,7 @@ from client.app import make_app
 from client.consent import SitePolicy
 from client.folder import FolderConfig, open_folder
 from client.link import ServerLink
+from client.masked_site import Identity
 from client.node import Node
 from common.bundle import CONTRACT, ROSTER, ROSTER_KEY, Bundle
 from common.bundle_options import OpenedBundle, open_from_stdin
@@ -153,7 +154,7 @@ def main() -> NoReturn:
         policy = SitePolicy.read(policy_path(given.state))
         policy.check_installed()
         folder = FolderConfig(given.data, given.state, given.aligned, given.weights, given.cache)
-        opened = open_folder(folder, policy)
+        opened = open_folder(folder, policy, Identity.of(bundle, given.state))
         link = partial(ServerLink, bundle, given.server)
         Node(link, make_app(lambda context: opened), policy, given.state, stop).run()
 

@@ -1,7 +1,8 @@
 """What may leave a site: one typed, versioned update, and a refusal with one word from a list.
 
 The header holds four fields and the arrays are the noised deltas of trainable parameters. There
-is no field for a loss, a count, a buffer or a message, so none can leave.
+is no field for a loss, a count, a buffer or a message, so none can leave. With secure aggregation
+the header holds format and stage, beside one signed message of `common.masking`.
 """
 
 from __future__ import annotations
@@ -112,6 +113,12 @@ def check_refusal(header: Mapping[str, object]) -> Refusal:
     if word not in get_args(Refusal):
         raise UpdateRejected(f"unknown refusal {str(word)[:80]!r}")
     return word  # type: ignore[return-value]  # checked against the literal's values above
+
+
+def check_masked(header: Mapping[str, object], stage: str) -> None:
+    """Raise UpdateRejected unless the header has format and stage, and no other field."""
+    if dict(header) != {"format": FORMAT, "stage": stage}:
+        raise UpdateRejected(f"the header is not that of an answer to {stage}")
 
 
 def check_ready(header: Mapping[str, object], contract_digest: str) -> None:

@@ -7,14 +7,13 @@ deployment. `Strategy.start` of Flower has no start round and is not used (docs/
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,22 +23,23 @@ from common.contract import Contract
 from common.errors import InputError, Refused, UpdateRejected, VeilfaceError
 from common.npy import from_npy, to_npy
 from common.parameters import Layout
+from common.terms import check_masked
 from common.update import (
     Expected,
     check_arrays,
     check_header,
     check_ready,
-    check_refusal,
     model_id_of,
 )
 from server.aggregation import AGGREGATORS, Weighted
 from server.checkpoint import Checkpoint, RoundRecord, load, save
+from server.exchange import LOST, exchange, header_of, records_of
+from server.masked_rounds import Collected, MaskedRounds, Parties
 from server.optimizer import OptimizerConfig, OptimizerState, advance
 
 _CONNECT_SECONDS: Final = 300.0
 _POLL_SECONDS: Final = 0.5
-_SILENT: Final = "no answer in time"
-_LOST: Final = "refused: unprepared"
+UNDER_WAY: Final = "masked-round.json"
 Evaluate = Callable[[int, NDArray[np.float32]], dict[str, float]]
 
 
@@ -88,8 +88,12 @@ def run_rounds(
     checkpoint_path: Path,
     evaluate: Evaluate,
     observer: Observer,
+    parties: Parties | None = None,
 ) -> Checkpoint:
-    """Run all rounds that the checkpoint does not hold yet, and return the last checkpoint."""
+    """Run all rounds that the checkpoint does not hold yet, and return the last checkpoint.
+
+    `parties` are needed for secure aggregation only.
+    """
     contract = federation.contract
     name = digest(contract)
     if checkpoint_path.exists():
@@ -99,20 +103,30 @@ def run_rounds(
         # and sites answer only the request of a round that they have answered before.
         done = Checkpoint(name, OptimizerState.start(federation.initial), ())
         save(checkpoint_path, done)
+    masked = _masked(grid, federation, parties, checkpoint_path.with_name(UNDER_WAY))
     prepared: set[int] = set()
     for round_ in range(done.state.round + 1, contract.rounds + 1):
         started = time.monotonic()
         nodes = _connected(grid, federation)
         observer.round_started(round_, len(nodes))
-        unready = _prepare(grid, federation, [node for node in nodes if node not in prepared])
-        asked = [node for node in nodes if node not in unready]
-        accepted, refused = _ask(grid, federation, done.state, round_, asked)
-        prepared = {node for node in asked if (node, _LOST) not in refused}
-        rejected = sorted([*unready.items(), *refused])
-        if len(accepted) < federation.minimum_sites:
-            _stop(round_, accepted, rejected, federation.minimum_sites)
-        delta = AGGREGATORS[federation.aggregator](accepted)
-        state = advance(done.state, delta, federation.optimizer, contract.rounds)
+        if masked is not None and masked.renew():
+            prepared.clear()
+        new = [node for node in nodes if node not in prepared]
+        unready = _prepare(grid, federation, new, masked) if new else {}
+        ready = [node for node in nodes if node not in unready]
+        parameters = done.state.global_parameters()
+        if masked is None:
+            found = _collect(grid, federation, parameters, round_, ready)
+        else:
+            found = masked.collect(round_, parameters, ready)
+        prepared = {node for node in ready if (node, LOST) not in found.rejected}
+        rejected = sorted([*unready.items(), *found.rejected])
+        if found.delta is not None:
+            state = advance(done.state, found.delta, federation.optimizer, contract.rounds)
+        elif found.lost:
+            state = replace(done.state, round=round_)
+        else:
+            _stop(round_, found, rejected, federation.minimum_sites)
         if not np.isfinite(state.global_parameters()).all():
             raise RoundFailed(
                 f"round {round_} would leave the model with numbers that are not finite",
@@ -120,10 +134,12 @@ def run_rounds(
             )
         scores = evaluate(round_, state.released())
         seconds = time.monotonic() - started
-        record = RoundRecord(round_, len(accepted), tuple(rejected), seconds, scores, tuple(asked))
+        record = RoundRecord(round_, found.accepted, tuple(rejected), seconds, scores, found.asked)
         done = Checkpoint(name, state, (*done.history, record))
         save(checkpoint_path, done)
         observer.round_finished(record)
+    if masked is not None:
+        masked.end(grid.get_node_ids())
     return done
 
 
@@ -141,29 +157,42 @@ def _connected(grid: Grid, federation: Federation) -> list[int]:
     return nodes
 
 
-def _stop(
-    round_: int, accepted: list[Weighted], rejected: list[tuple[int, str]], minimum: int
-) -> None:
-    reasons = "; ".join(sorted({reason for _, reason in rejected})) or "no site answered"
-    message = f"round {round_}: {len(accepted)} usable updates, {minimum} needed: {reasons}"
+def _masked(
+    grid: Grid, federation: Federation, parties: Parties | None, path: Path
+) -> MaskedRounds | None:
+    """Return what collects masked rounds, where the run was agreed with secure aggregation."""
+    if federation.contract.masking is None:
+        return None
+    if parties is None:
+        raise InputError(
+            "secure aggregation needs a roster of the sites",
+            hint="veilface server up, or trust local",
+        )
+    check_masked(federation.aggregator, federation.contract.local_steps, 1.0)
+    if federation.weights:
+        raise InputError("a masked sum has no weights", hint="trust local, or no weights")
+    return MaskedRounds(grid, federation.contract, parties, federation.timeout, path)
+
+
+def _stop(round_: int, found: Collected, rejected: list[tuple[int, str]], minimum: int) -> NoReturn:
+    reasons = "; ".join(sorted({*(reason for _, reason in rejected), found.why} - {""}))
+    message = (
+        f"round {round_}: {found.accepted} usable updates, {minimum} needed: "
+        f"{reasons or 'no site answered'}"
+    )
     if rejected and all(reason == "refused: budget" for _, reason in rejected):
         raise Refused(message, hint="the sites' privacy budget is spent")
     hint = "each site's own log says why; the last finished round is kept: mend it, then resume"
     raise RoundFailed(message, hint=hint if rejected else "resume when sites are back")
 
 
-def _send(grid: Grid, messages: Iterable[Message], timeout: float | None) -> list[Message]:
-    # Some grids go through the messages twice, so a generator would arrive empty.
-    return list(grid.send_and_receive(list(messages), timeout=timeout))
-
-
-def _prepare(grid: Grid, federation: Federation, nodes: list[int]) -> dict[int, str]:
+def _prepare(
+    grid: Grid, federation: Federation, nodes: list[int], masked: MaskedRounds | None
+) -> dict[int, str]:
     """Send the public part of the run to sites that do not have it from this process yet.
 
     Returns why a site is not ready, by node id: it is not asked for an update, and spends nothing.
     """
-    if not nodes:
-        return {}
     state = {name: Array(*to_npy(value.numpy())) for name, value in federation.state.items()}
     content = RecordDict(
         {
@@ -172,25 +201,27 @@ def _prepare(grid: Grid, federation: Federation, nodes: list[int]) -> dict[int, 
             "public": ArrayRecord({"inputs": Array(*to_npy(federation.public_inputs.numpy()))}),
         }
     )
-    messages = (Message(content, node, "query.prepare") for node in nodes)
-    unready = dict.fromkeys(nodes, _SILENT)
-    for reply in _send(grid, messages, federation.timeout):
-        node = reply.metadata.src_node_id
-        try:
-            check_ready(_header(reply), digest(federation.contract))
-        except UpdateRejected as error:
-            unready[node] = error.message
-        else:
-            unready.pop(node, None)
-    return {node: reason for node, reason in unready.items() if node in nodes}
+
+    def ready(node: int, reply: Message) -> None:
+        check_ready(header_of(reply), digest(federation.contract))
+
+    if masked is not None:
+        content["masking"] = masked.invitation()
+    read = ready if masked is None else masked.admit
+    questions = dict.fromkeys(nodes, content)
+    unready = exchange(grid, "query.prepare", questions, read, timeout=federation.timeout)
+    return {node: reason for node, reason in unready if node in nodes}
 
 
-def _ask(
-    grid: Grid, federation: Federation, state: OptimizerState, round_: int, nodes: list[int]
-) -> tuple[list[Weighted], list[tuple[int, str]]]:
-    """Ask all sites for their update; return the usable ones and why the others are not."""
+def _collect(
+    grid: Grid,
+    federation: Federation,
+    parameters: NDArray[np.float32],
+    round_: int,
+    nodes: list[int],
+) -> Collected:
+    """Ask all sites for their update; return what the usable ones give, and the others' reasons."""
     contract = federation.contract
-    parameters = state.global_parameters()
     model_id = model_id_of(contract.run_id, parameters)
     expected = Expected(contract.run_id, model_id, round_, federation.layout)
     content = RecordDict(
@@ -199,48 +230,29 @@ def _ask(
             "parameters": ArrayRecord({"vector": Array(*to_npy(parameters))}),
         }
     )
-    messages = (Message(content, node, "train", group_id=str(round_)) for node in nodes)
-    accepted: dict[int, Weighted] = {}
-    rejected: list[tuple[int, str]] = []
-    for reply in _send(grid, messages, federation.timeout):
-        node = reply.metadata.src_node_id
-        try:
-            if node not in nodes:
-                raise UpdateRejected("an answer from a site that was not asked")
-            if node in accepted:
-                raise UpdateRejected("a second answer in the same round")
-            delta = read_update(reply, expected)
-        except UpdateRejected as error:
-            rejected.append((node, error.message))
-        else:
-            accepted[node] = Weighted(delta, federation.weights.get(node, 1.0))
-    silent = set(nodes) - set(accepted) - {node for node, _ in rejected}
-    rejected.extend((node, _SILENT) for node in sorted(silent))
-    return list(accepted.values()), rejected
+    accepted: list[Weighted] = []
+
+    def read(node: int, reply: Message) -> None:
+        delta = read_update(reply, expected)
+        accepted.append(Weighted(delta, federation.weights.get(node, 1.0)))
+
+    questions = dict.fromkeys(nodes, content)
+    rejected = exchange(
+        grid, "train", questions, read, timeout=federation.timeout, group=str(round_)
+    )
+    enough = len(accepted) >= federation.minimum_sites
+    delta = AGGREGATORS[federation.aggregator](accepted) if enough else None
+    return Collected(delta, len(accepted), rejected, tuple(nodes))
 
 
 def read_update(reply: Message, expected: Expected) -> NDArray[np.float32]:
     """Return the flat delta of a reply that is on the whitelist; else raise UpdateRejected."""
-    header = _header(reply)
-    content = reply.content
-    if set(content) == {"header"} and "refusal" in header:
-        raise UpdateRejected(f"refused: {check_refusal(header)}")
-    if set(content) != {"header", "update"} or "update" not in content.array_records:
-        odd = [name[:80] for name in sorted(content)[:3]]
-        raise UpdateRejected(f"records {odd} are not on the whitelist")
+    header = header_of(reply)
+    update = records_of(reply, "header", "update").array_records.get("update")
+    if update is None:
+        raise UpdateRejected("the update is not a record of arrays")
     check_header(header, expected)
-    return check_arrays(_decode(content.array_records["update"], expected.layout), expected.layout)
-
-
-def _header(reply: Message) -> Mapping[str, object]:
-    if reply.has_error():
-        if reply.error.code == ErrorCode.INVALID_FAB:
-            raise UpdateRejected("the site's policy does not list the code that this server runs")
-        raise UpdateRejected(f"the site's app failed (code {reply.error.code})")
-    header = reply.content.config_records.get("header")
-    if header is None:
-        raise UpdateRejected("no header")
-    return header
+    return check_arrays(_decode(update, expected.layout), expected.layout)
 
 
 # What numpy's own file header may add to an array's bytes.

@@ -93,6 +93,7 @@ def prepare(config: TrainingConfig, run_id: str, rows: Rows, bank: PublicRows) -
         local_momentum=0.0 if one_step else recipe.momentum,
         privacy=config.privacy(),
         loss=LossConfig(config.loss, recipe.temperature, recipe.margin, recipe.public_gradient),
+        masking=config.masking(layout_of(trainable).dimension),
     )
     by_code = config.loss == "codebook"
     return Federation(

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.backbones.base import TRAIN_SETS, TrainSet
+from common.contract import Trust
 from common.errors import InputError
 from common.losses import LOSSES
 from server.aggregation import AGGREGATORS
@@ -44,6 +45,16 @@ def _data(value: str) -> Path | None:
 @click.option("--no-privacy", is_flag=True, help="Train without noise: no guarantee at all.")
 @click.option("--sample-rate", type=float, default=1.0, show_default=True, help="1 = all persons.")
 @click.option("--trust", type=click.Choice(["local", "secagg"]), default="local", show_default=True)
+@click.option(
+    "--minimum-sites",
+    type=click.IntRange(min=1),
+    help="A round with fewer answers is refused [default: all with secagg, else 1].",
+)
+@click.option(
+    "--colluders",
+    type=click.IntRange(min=0),
+    help="secagg: sites that may help a hostile server; the noise covers it [default: 0].",
+)
 @click.option("--train", type=click.Choice(TRAIN_SETS), default="adapter", show_default=True)
 @click.option("--loss", type=click.Choice(sorted(LOSSES)), default="public-negatives")
 @click.option("--backbone", default="dlib-resnet", show_default=True)
@@ -72,7 +83,9 @@ def simulate(
     delta: float,
     no_privacy: bool,
     sample_rate: float,
-    trust: str,
+    trust: Trust,
+    minimum_sites: int | None,
+    colluders: int | None,
     train: TrainSet,
     loss: str,
     backbone: str,
@@ -92,11 +105,6 @@ def simulate(
         raise InputError(
             "say --epsilon E, or --no-privacy to train without any guarantee; exactly one of them"
         )
-    if trust == "secagg":
-        raise InputError(
-            "--trust secagg needs secure aggregation, which this version does not have",
-            hint="use --trust local, where every site adds all the noise itself",
-        )
     experiment = Experiment(
         data=_data(data),
         shift=shift,
@@ -107,7 +115,9 @@ def simulate(
         epsilon=epsilon,
         delta=delta,
         sample_rate=sample_rate,
-        trust="local",
+        trust=trust,
+        minimum_sites=minimum_sites,
+        colluders=colluders,
         train_set=train,
         loss=loss,
         backbone=backbone,

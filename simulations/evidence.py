@@ -7,6 +7,7 @@ sites are independent: each statement says that it is of a simulation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from client.statement import evidence_of
@@ -19,17 +20,29 @@ from server.provisioning.folder import bundle_path
 from server.provisioning.request import Endpoint, Passphrases, Settings
 
 
+def throw_away(run: Path, run_id: str, sites: Sequence[str]) -> None:
+    """Make the federation of a simulated run, unless it is there."""
+    folder = make_private_directory(run / AUDIT) / FEDERATION
+    if not folder.exists():
+        create(folder, _settings(run_id), tuple(sites), Passphrases())
+
+
+def bundle_of(run: Path, run_id: str, party: str) -> Bundle:
+    """Return the bundle of a simulated site, or of the server."""
+    return Bundle.read(bundle_path(run / AUDIT / FEDERATION, _settings(run_id), party))
+
+
+def _settings(run_id: str) -> Settings:
+    return Settings(run_id, Endpoint("localhost", 443))
+
+
 def leave_evidence(run: Path, run_id: str) -> None:
     """Sign each ledger under `run`/sites for its site, and write down which software ran."""
-    audit = make_private_directory(run / AUDIT)
-    folder = audit / FEDERATION
     sites = sorted(path.name for path in (run / "sites").iterdir())
-    settings = Settings(run_id, Endpoint("localhost", 443))
-    if not folder.exists():
-        create(folder, settings, tuple(sites), Passphrases())
-    statements = make_private_directory(audit / STATEMENTS)
+    throw_away(run, run_id, sites)
+    statements = make_private_directory(run / AUDIT / STATEMENTS)
     for site in sites:
-        bundle = Bundle.read(bundle_path(folder, settings, site))
+        bundle = bundle_of(run, run_id, site)
         evidence = evidence_of(run / "sites" / site, bundle, public=run / "public", simulated=True)
         write_private(statements / f"{site}.json", evidence.to_bytes())
     record_software(run)

@@ -16,12 +16,15 @@ from torch import Tensor
 from common.backbones.base import Backbone, TrainSet
 from common.backbones.registry import BACKBONES, create
 from common.chip_cache import ChipCache
+from common.contract import Trust
 from common.dataset import Skipped, SubjectFolder, images_of, list_subjects, load_chips
 from common.detection import DlibDetector
 from common.embedding import Progress, silent
 from common.errors import InputError
+from common.masking import Terms
 from common.randomness import experiment_generator
 from common.sampling import check_sample_rate
+from common.terms import check_masked
 from simulations.people import generate
 from simulations.shifts import Shift, apply_shift
 from simulations.splitting import PersonSplit, split_persons
@@ -39,6 +42,8 @@ class Experiment:
         data: a folder of one folder a person, or None for the embedded synthetic people.
         epsilon: budget of each site; None trains without privacy.
         seeded_noise: noise from `seed`, for tests of the machinery; never private.
+        minimum_sites: how few answers a round may have; None: all with secure aggregation, else 1.
+        colluders: with secure aggregation, how many sites may collude; None: nobody does.
     """
 
     data: Path | None
@@ -50,7 +55,7 @@ class Experiment:
     epsilon: float | None
     delta: float
     sample_rate: float
-    trust: Literal["local"]
+    trust: Trust
     train_set: TrainSet
     loss: str
     backbone: str
@@ -61,6 +66,15 @@ class Experiment:
     seeded_noise: bool
     aligned: bool
     cache: Path | None
+    minimum_sites: int | None = None
+    colluders: int | None = None
+
+    @property
+    def least_sites(self) -> int:
+        """Return how few answers a round may have: with secure aggregation all, unless stated."""
+        if self.minimum_sites is not None:
+            return self.minimum_sites
+        return self.sites if self.trust == "secagg" else 1
 
     def check(self) -> None:
         """Raise InputError on options that cannot work, before any file is made or read."""
@@ -77,9 +91,19 @@ class Experiment:
             raise InputError(
                 f"{self.sites} sites but only {self.persons} private persons", hint="lower --sites"
             )
+        self._check_trust()
         for path in (self.data, self.weights):
             if path is not None and not path.exists():
                 raise InputError(f"{path} does not exist")
+
+    def _check_trust(self) -> None:
+        if not 1 <= self.least_sites <= self.sites:
+            raise InputError(f"--minimum-sites must lie in 1 to {self.sites}")
+        if self.trust == "secagg":
+            check_masked(self.aggregator, self.local_steps, self.sample_rate)
+            Terms(self.least_sites, self.colluders or 0).check(self.sites)
+        elif self.colluders is not None:
+            raise InputError("--colluders is for --trust secagg")
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.app import OpenSite, make_app
+from client.masked_site import Identity, MaskedSite
 from client.preparation import PublicPart
 from client.site import RoundKey, SecretRoundKey, Site
 from common.backbones.split import split
+from common.bundle import ROSTER, SERVER
 from common.contract import Contract
 from common.embedding import Rows, embed
 from common.errors import InputError, Refused
@@ -30,6 +32,7 @@ from common.plan import PrivacyPlan
 from common.randomness import derive_key, experiment_key
 from common.terms import TrainingConfig
 from server.checkpoint import Checkpoint
+from server.masked_rounds import Parties
 from server.rounds import Federation, Observer, run_rounds
 from server.setup import (
     CODEBOOK_SIZE,
@@ -38,7 +41,7 @@ from server.setup import (
     frozen_id,
     prepare,
 )
-from simulations.evidence import leave_evidence
+from simulations.evidence import bundle_of, leave_evidence, throw_away
 from simulations.experiment import Experiment, Material, gather
 from simulations.inprocess import run_in_process
 
@@ -86,7 +89,9 @@ def build(experiment: Experiment, run_id: str, directory: Path, material: Materi
         persons_per_site=material.declared / experiment.sites,
         aggregator=experiment.aggregator,
         seed=experiment.seed,
-        minimum_sites=1,
+        minimum_sites=experiment.least_sites,
+        trust=experiment.trust,
+        colluders=None if experiment.trust == "local" else experiment.colluders or 0,
     )
     federation = prepare(config, run_id, rows, bank)
     return Simulation(experiment, material, rows, untrained, federation, directory)
@@ -124,17 +129,20 @@ class SimulatedSites:
     It can be pickled to another process (Ray), which gathers the faces again, once.
     """
 
-    def __init__(self, experiment: Experiment, directory: Path) -> None:
+    def __init__(self, experiment: Experiment, directory: Path, run_id: str) -> None:
         self._experiment = experiment
         self._directory = directory
+        self._run_id = run_id
         self._shared: _Shared | None = None
         self._persons: dict[int, Persons] = {}
+        self._masking: dict[int, MaskedSite] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_experiment": self._experiment, "_directory": self._directory}
+        names = ("_experiment", "_directory", "_run_id")
+        return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _shared=None, _persons={})
+        self.__dict__.update(state, _shared=None, _persons={}, _masking={})
 
     def share(self, material: Material, rows: Rows) -> None:
         """Use what was built in this process; the digest is computed once for all sites."""
@@ -151,13 +159,21 @@ class SimulatedSites:
         key: RoundKey = (
             SeededRoundKey(experiment.seed, index) if experiment.seeded_noise else SecretRoundKey()
         )
+        site = Site.open(site_directory(self._directory, index), plan, key)
         return OpenSite(
-            site=Site.open(site_directory(self._directory, index), plan, key),
+            site=site,
             public_directory=self._directory / "public",
             model=self._model,
             persons=lambda part: self._of(index, part),
             consent=_anything,
+            masking=self._masked(index, site) if experiment.trust == "secagg" else None,
         )
+
+    def _masked(self, index: int, site: Site) -> MaskedSite:
+        if index not in self._masking:
+            bundle = bundle_of(self._directory, self._run_id, site_name(index))
+            self._masking[index] = MaskedSite(Identity.of(bundle, site.directory), site)
+        return self._masking[index]
 
     def _ready(self) -> _Shared:
         if self._shared is None:
@@ -188,7 +204,12 @@ class SimulatedSites:
 
 def site_directory(run: Path, index: int) -> Path:
     """Return where simulated site `index` keeps its state."""
-    return run / "sites" / f"site-{index:03d}"
+    return run / "sites" / site_name(index)
+
+
+def site_name(index: int) -> str:
+    """Return what simulated site `index` is called on the roster."""
+    return f"site-{index:03d}"
 
 
 class TestFaces:
@@ -233,14 +254,16 @@ def run(
 
     The sites' ledgers are signed at the end, for `veilface audit report`.
     """
-    experiment = simulation.experiment
-    sites = SimulatedSites(experiment, simulation.directory)
+    experiment, run_id = simulation.experiment, simulation.federation.contract.run_id
+    sites = SimulatedSites(experiment, simulation.directory, run_id)
+    parties = _parties(simulation) if experiment.trust == "secagg" else None
     result: list[Checkpoint] = []
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        result.append(run_rounds(grid, simulation.federation, checkpoint, evaluate, observer))
+        done = run_rounds(grid, simulation.federation, checkpoint, evaluate, observer, parties)
+        result.append(done)
 
     client: ClientApp = make_app(sites)
     if experiment.engine == "inprocess":
@@ -248,8 +271,25 @@ def run(
         run_in_process(server, client, experiment.sites, on_reply)
     else:
         run_ray(server, client, experiment.sites)
-    leave_evidence(simulation.directory, simulation.federation.contract.run_id)
+    leave_evidence(simulation.directory, run_id)
     return result[0]
+
+
+def _parties(simulation: Simulation) -> Parties:
+    """Return who the nodes are, on the roster of a throw-away federation.
+
+    In one process node n is site n - 1; Ray numbers them as it likes, so there the sites'
+    signatures alone say it.
+    """
+    experiment, run_id = simulation.experiment, simulation.federation.contract.run_id
+    throw_away(simulation.directory, run_id, [site_name(i) for i in range(experiment.sites)])
+    bundle = bundle_of(simulation.directory, run_id, SERVER)
+    numbered = experiment.engine == "inprocess"
+    return Parties(
+        name_of=lambda node: site_name(node - 1) if numbered else None,
+        roster=lambda: bundle.file(ROSTER),
+        key=bundle.roster_key,
+    )
 
 
 def run_ray(server: ServerApp, client: ClientApp, sites: int) -> None:

@@ -80,7 +80,13 @@ def is_one_clear_line(outcome: Outcome, code: int, words: str) -> bool:
         ({"weights": "no-such-file"}, "no-such-file does not exist"),
         ({"data": "no-such-folder"}, "no-such-folder does not exist"),
         ({"loss": "softmax"}, "'softmax' is not one of"),
-        ({"trust": "secagg"}, "secure aggregation"),
+        ({"trust": "secagg", "sites": 1}, "two honest sites"),
+        ({"trust": "secagg", "sites": 9, "minimum_sites": 4}, "fewer than half of the honest"),
+        ({"trust": "secagg", "colluders": 1}, "too few are left"),
+        ({"trust": "secagg", "local_steps": 2}, "one step of all persons"),
+        ({"trust": "secagg", "sample_rate": 0.5}, "one step of all persons"),
+        ({"colluders": 1}, "--colluders is for --trust secagg"),
+        ({"minimum_sites": 3}, "--minimum-sites must lie in 1 to 2"),
         ({"resume": True}, "--resume needs --out"),
     ],
 )
@@ -88,6 +94,14 @@ def test_a_wrong_option_is_one_line_exit_2_and_leaves_nothing(
     run: Run, tmp_path: Path, options: dict[str, object], words: str
 ) -> None:
     assert is_one_clear_line(run(**options), 2, words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean", "krum"])
+def test_a_robust_rule_with_secure_aggregation_is_refused_with_the_reason(
+    run: Run, tmp_path: Path, rule: str
+) -> None:
+    assert is_one_clear_line(run(trust="secagg", aggregator=rule), 3, "nobody sees one")
     assert not (tmp_path / "run").exists()
 
 
