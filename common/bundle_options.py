@@ -87,7 +87,7 @@ def _passphrase(file: Path | None) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {file}: {error}") from error
     if PASSPHRASE_VARIABLE in os.environ:
-        return os.environ[PASSPHRASE_VARIABLE]
+        return os.environ.pop(PASSPHRASE_VARIABLE)  # no process that is started later has it
     if sys.stdin.isatty():
         entered: str = click.prompt("Passphrase of the bundle", hide_input=True, err=True)
         return entered

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -151,6 +152,9 @@ def main() -> None:
     """Carry out the supervision that standard input holds."""
     told = from_json(Supervision, sys.stdin.read(), where="supervision")
     os.set_inheritable(told.lock, False)
+    # For all parts: what others write is private too, and no key ends up in a core dump.
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     stop = stop_on_signals()
 
     def body() -> None:

@@ -43,7 +43,7 @@ _UPLOAD_WITHIN: Final = 20.0
 # An answer is a question's parameters again, at most twice as wide, in few objects.
 _WIDER: Final = 2
 _ROOM: Final = 1 << 20
-_MOST_OBJECTS: Final = 4096
+_MOST_OBJECTS: Final = 2048
 LONGEST_ROUND: Final = 900.0
 _UNREACHED: Final = (
     ErrorCode.NODE_UNAVAILABLE,
