@@ -26,7 +26,7 @@ from simulations.attacks.record import Figure, Finding, Scores, rate_figure, ref
 
 NAME = "one-run"
 _SITE = 2
-# Shares of the canaries to guess on, chosen before any audit: the surest quarter is strongest
+# Shares of the canaries to guess on: the surest quarter is strongest
 # against mu from 1 to 2, all of them against a build that hides nothing.
 _GUESSED: Final = (0.25, 1.0)
 
