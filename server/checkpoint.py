@@ -24,7 +24,8 @@ class RoundRecord:
 
     `rejected` pairs a site's node id with why its answer was not used. `scores` are public-set
     metrics by name, empty when the round was not evaluated. `asked` are the node ids of all sites
-    that may have spent budget on the round.
+    that may have spent budget on the round. `accepted` 0 is a masked round that gave no sum: it is
+    spent, and the model stayed as it was.
     """
 
     round: int

@@ -26,6 +26,7 @@ from common.software import record_software
 from common.storage import make_private_directory
 from common.terms import TrainingConfig
 from server.checkpoint import Checkpoint
+from server.masked_rounds import Parties
 from server.rounds import Federation, Observer, run_rounds
 from server.setup import PublicBank, cut, prepare
 
@@ -92,15 +93,21 @@ def make_ready(config: RunConfig) -> Ready:
     return Ready(config, rows, federation, None if test is None else PublicTest(rows, test))
 
 
-def train(grid: Grid, ready: Ready, observer: Observer) -> Checkpoint:
-    """Run the rounds that are left and write `model.safetensors`."""
+def train(
+    grid: Grid, ready: Ready, observer: Observer, parties: Parties | None = None
+) -> Checkpoint:
+    """Run the rounds that are left and write `model.safetensors`.
+
+    `parties` are needed for secure aggregation only.
+    """
     out = make_private_directory(ready.config.out)
     record_software(out)
 
     def evaluate(round_: int, parameters: NDArray[np.float32]) -> dict[str, float]:
         return {} if ready.test is None else ready.test.scores(parameters)
 
-    done = run_rounds(grid, ready.federation, out / "checkpoint.safetensors", evaluate, observer)
+    checkpoint = out / "checkpoint.safetensors"
+    done = run_rounds(grid, ready.federation, checkpoint, evaluate, observer, parties)
     trainable = ready.rows.split.trainable
     assign(trainable, torch.from_numpy(done.state.released()))
     save_model(

@@ -23,6 +23,7 @@ from common.metrics import PairScores, all_pairs, det_curve
 from common.parameters import assign
 from common.spending import spent
 from server.checkpoint import Checkpoint
+from server.report.collusion import masked_adversaries
 from server.report.run_record import (
     Adversary,
     DetPoints,
@@ -156,7 +157,9 @@ def _spending(
     )
 
 
-def _privacy(simulation: Simulation, ledgers: list[tuple[Reservation, ...]]) -> PrivacyRecord:
+def _privacy(
+    simulation: Simulation, ledgers: list[tuple[Reservation, ...]], done: Checkpoint
+) -> PrivacyRecord:
     experiment = simulation.experiment
     not_private = ""
     if experiment.epsilon is None:
@@ -167,16 +170,23 @@ def _privacy(simulation: Simulation, ledgers: list[tuple[Reservation, ...]]) -> 
     stated = [site.epsilon for site in spending if site.epsilon is not None]
     # One site without a bound leaves its persons without one.
     worst = None if not_private or len(stated) < len(spending) else max(stated)
+    promised = None
+    adversaries: tuple[Adversary, ...] = (
+        Adversary("the server, which sees every site's noised update", worst),
+        Adversary("anyone who holds the released model", worst),
+    )
+    if experiment.trust == "secagg":
+        promised, adversaries = masked_adversaries(
+            simulation.federation.contract, done.history, private=not not_private
+        )
     return PrivacyRecord(
         unit=_UNIT,
         adjacency=_ADJACENCY,
         delta=experiment.delta,
         not_private=not_private,
-        adversaries=(
-            Adversary("the server, which sees every site's noised update", worst),
-            Adversary("anyone who holds the released model", worst),
-        ),
+        adversaries=adversaries,
         per_site=spending,
+        promised=promised,
     )
 
 
@@ -209,7 +219,7 @@ def _record(
         model=model,
         before=verification_of(before),
         after=result,
-        privacy=_privacy(simulation, ledgers),
+        privacy=_privacy(simulation, ledgers, done),
         seconds=round(time.monotonic() - progress.started, 1),
         peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         det_before=DetPoints.of(det_curve(before, _DET_POINTS)),

@@ -47,6 +47,7 @@ from server.deployment.journal import Journal
 from server.deployment.node_keys import names_by_key
 from server.deployment.registry import Registry
 from server.deployment.superlink import Inside
+from server.masked_rounds import Parties
 from server.rounds import RoundFailed
 from server.training import Ready, RunConfig, make_ready, train
 
@@ -134,7 +135,7 @@ class Coordinator:
                 TaskIdentity.node_id = task.context.node_id
                 status, details = SubStatus.FAILED, "interrupted"
                 try:
-                    train(grid, ready, journal)
+                    train(grid, ready, journal, self._parties(grid))
                     status, details = SubStatus.COMPLETED, ""
                 finally:
                     grid.close()
@@ -143,6 +144,10 @@ class Coordinator:
                             PushTaskOutputRequest(sub_status=status, details=details)
                         )
             log.info("run %s: Flower's run %d ended", run.name, number)
+
+    def _parties(self, grid: RosterGrid) -> Parties:
+        store = self._folder.roster_store
+        return Parties(grid.name_of, store.path.read_bytes, store.key)
 
     @contextmanager
     def _task(self) -> Iterator[tuple[str, int]]:

@@ -85,7 +85,7 @@ class Journal:
             asked = sum(node in record.asked for record in self._records)
             refused = [dict(record.rejected).get(node, "") for record in self._records]
             accepted = sum(
-                node in record.asked and not reason
+                record.accepted > 0 and node in record.asked and not reason
                 for record, reason in zip(self._records, refused, strict=True)
             )
             found.append(

@@ -79,14 +79,14 @@ def _header(record: RunRecord) -> str:
 
 def _verdict(record: RunRecord) -> str:
     privacy = record.privacy
-    if not privacy.private:
+    worst = privacy.worst
+    if not privacy.private or worst is None:
         reason = privacy.not_private or "an adversary has no bound"
         return (
             '<section class="verdict bad" role="alert">\n<h2>NOT PRIVATE</h2>\n'
             f"<p>{escape(reason)}. This model may reveal who is in the training images; do not "
             "release it as private.</p>\n</section>\n"
         )
-    worst = max(value for value in privacy.stated if value is not None)
     return (
         '<section class="verdict good">\n'
         f"<h2>Private: {epsilon_with_delta(worst, privacy.delta)}</h2>\n"
@@ -156,7 +156,7 @@ def _adversaries(record: RunRecord) -> str:
     if not privacy.adversaries:
         return ""
     rows = []
-    for adversary in privacy.adversaries:
+    for adversary in privacy.adversaries[: privacy.promised]:
         meaning = detection(adversary.epsilon, privacy.delta)
         if privacy.not_private:
             meaning = "This does not hold: the run is not private."
@@ -167,7 +167,20 @@ def _adversaries(record: RunRecord) -> str:
         )
     return (
         f"<section>\n<h2>What each adversary can find out</h2>\n"
-        f"<dl>\n{''.join(rows)}</dl>\n</section>\n"
+        f"<dl>\n{''.join(rows)}</dl>\n{_collusion(record)}</section>\n"
+    )
+
+
+def _collusion(record: RunRecord) -> str:
+    """The adversaries beyond what the run was made to withstand."""
+    privacy = record.privacy
+    beyond = () if privacy.promised is None else privacy.adversaries[privacy.promised :]
+    if not beyond:
+        return ""
+    rows = [(escape(a.name), epsilon(a.epsilon)) for a in beyond]
+    delta = power(privacy.delta)
+    return "<p>Sites that collude know their own shares of noise. What is left then:</p>\n" + table(
+        f"Beyond what was agreed, at delta {delta}", ("against", "epsilon"), rows
     )
 
 

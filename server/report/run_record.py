@@ -38,7 +38,9 @@ class PrivacyRecord:
     """The guarantee: for which unit, which neighbours, which delta, against whom.
 
     `not_private` says why nothing is guaranteed whatever the numbers say (no noise, noise from a
-    seed); it is empty for a private run.
+    seed); it is empty for a private run. The first `promised` adversaries are those whom the run
+    was made to withstand; against the others, as many colluding sites as there could be or masks
+    that fail, it states what is left.
     """
 
     unit: str
@@ -47,6 +49,7 @@ class PrivacyRecord:
     not_private: str = ""
     adversaries: tuple[Adversary, ...] = ()
     per_site: tuple[SiteSpending, ...] = ()
+    promised: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
@@ -59,6 +62,14 @@ class PrivacyRecord:
     def stated(self) -> tuple[float | None, ...]:
         """Every epsilon that the record states."""
         return (*(a.epsilon for a in self.adversaries), *(s.epsilon for s in self.per_site))
+
+    @property
+    def worst(self) -> float | None:
+        """The largest epsilon against whom the run was made to withstand, and of any site."""
+        found = [a.epsilon for a in self.adversaries[: self.promised]]
+        found += [site.epsilon for site in self.per_site]
+        bounds = [epsilon for epsilon in found if epsilon is not None]
+        return max(bounds) if bounds and len(bounds) == len(found) else None
 
     @property
     def private(self) -> bool:
