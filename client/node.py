@@ -26,7 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.consent import SitePolicy
 from client.link import Delivery, ServerLink, Unreachable
-from common.errors import InputError, Refused
+from common.errors import InputError, Refused, StorageError
 from common.liveness import BEAT_EVERY
 from common.storage import write_private
 
@@ -36,7 +36,7 @@ NODE_FILE: Final = "node.json"
 _BUSY_POLL: Final = 0.2
 _IDLE_POLL: Final = 1.0
 _BUSY_FOR: Final = 120.0
-_LONGEST_PAUSE: Final = 15.0
+_LONGEST_PAUSE: Final = 5.0
 _NOTE_EVERY: Final = 15.0
 
 
@@ -97,8 +97,7 @@ class Node:
             except Unreachable as error:
                 log.warning("%s; trying again in %.1f s", error, pause)
             except Refused as error:
-                pause = _LONGEST_PAUSE
-                log.error("%s; is this site on the server's roster? again in %.0f s", error, pause)
+                log.error("%s; is this site on the server's roster? again in %.1f s", error, pause)
             self._joined = 0
             self._stop.wait(pause)
             pause = min(2.0 * pause, _LONGEST_PAUSE)
@@ -117,7 +116,10 @@ class Node:
             return
         self._noted_at = time.monotonic()
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        NodeState(self._joined, now).keep(self._state)
+        try:
+            NodeState(self._joined, now).keep(self._state)
+        except StorageError as error:
+            log.warning("%s", error)  # a full disk must not end the heartbeats
 
     def _serve(self, link: ServerLink) -> None:
         busy_until = 0.0

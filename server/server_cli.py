@@ -106,7 +106,7 @@ def run_command(
 @click.option("--state", type=_FOLDER, required=True)
 @click.argument("run_id")
 def cancel_command(state: Path, run_id: str) -> None:
-    """Leave a run after the round that is under way; what sites have spent stays spent."""
+    """Leave a run within a second or two; what sites have spent stays spent."""
     run = ServerFolder(state).run(run_id)
     run.cancel()
     click.echo(f"run {run.name} is cancelled")

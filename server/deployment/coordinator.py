@@ -126,6 +126,7 @@ class Coordinator:
                 sites=lambda: names_by_key(self._folder.roster()),
                 drop_after=run.request().drop_after,
                 check=check,
+                here=journal.counted,
             )
             own = RuntimeTokenHttpInterceptor(token)
             with self._runtime(own) as runtime, _beats(self._runtime(own), lost):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from common.config import digest
@@ -22,7 +22,8 @@ class Journal:
         self._folder, self._run = folder, run
         self._contract: Contract | None = None
         self._records: tuple[RoundRecord, ...] = ()
-        self._round_started = time.monotonic()
+        self._names: dict[int, str] = {}
+        self._why = ""
 
     def begin(self, contract: Contract) -> None:
         """Take up the rounds that the checkpoint holds."""
@@ -31,13 +32,22 @@ class Journal:
             self._records = load(self._run.checkpoint, digest(contract)).history
         self._tell("running", "")
 
+    def counted(self, here: Collection[str]) -> None:
+        """Note which sites live before a round: while there are too few, the run waits."""
+        needed = self._run.request().terms.training.minimum_sites
+        names = f" ({', '.join(sorted(here))})" if here else ""
+        why = f"{len(here)} of at least {needed} sites are here{names}"
+        why = why if len(here) < needed else ""
+        if why != self._why:
+            self._tell("waiting" if why else "running", why)
+
     def round_started(self, round_: int, sites: int) -> None:
         log.info("run %s: round %d asks %d sites", self._run.name, round_, sites)
 
     def round_finished(self, record: RoundRecord) -> None:
         self._records = (*self._records, record)
         self._tell("running", "")
-        names = self._names()
+        names = self._named()
         for node, reason in record.rejected:
             name = names.get(node, f"node {node}")
             log.warning("run %s: round %d: %s: %s", self._run.name, record.round, name, reason)
@@ -50,11 +60,14 @@ class Journal:
         )  # fmt: skip
         self._tell(state, why)
 
-    def _names(self) -> dict[int, str]:
-        contacts = self._folder.contacts()
-        return {} if contacts is None else {c.node: c.site for c in contacts.sites if c.node}
+    def _named(self) -> dict[int, str]:
+        """The sites by node id; one that was revoked meanwhile keeps its name."""
+        if (contacts := self._folder.contacts()) is not None:
+            self._names |= {c.node: c.site for c in contacts.sites if c.node}
+        return self._names
 
     def _tell(self, state: State, why: str) -> None:
+        self._why = why
         done = len(self._records)
         terms = self._run.request().terms
         under_way = (
@@ -77,7 +90,7 @@ class Journal:
         )
 
     def _sites(self, extra: int) -> tuple[SiteRounds, ...]:
-        names = self._names()
+        names = self._named()
         nodes = {node for record in self._records for node in record.asked}
         nodes |= {node for record in self._records for node, _ in record.rejected}
         found = []
