@@ -102,31 +102,33 @@ class HostileServer:
         await send({"type": "http.response.body", "body": answer})
 
     def _activate_node(self, body: bytes) -> bytes:
-        return fleet_pb2.ActivateNodeResponse(node_id=NODE).SerializeToString()
+        return _bytes(fleet_pb2.ActivateNodeResponse(node_id=NODE))
 
     def _deactivate_node(self, body: bytes) -> bytes:
         return b""
 
     def _send_node_heartbeat(self, body: bytes) -> bytes:
-        return heartbeat_pb2.SendNodeHeartbeatResponse(success=True).SerializeToString()
+        return _bytes(heartbeat_pb2.SendNodeHeartbeatResponse(success=True))
 
     def _get_run(self, body: bytes) -> bytes:
         run = run_pb2.Run(run_id=RUN, fab_hash=self.fab_hash)
-        return run_pb2.GetRunResponse(run=run).SerializeToString()
+        return _bytes(run_pb2.GetRunResponse(run=run))
 
     def _pull_messages(self, body: bytes) -> bytes:
         if not self.waiting:
             return b""
         head, tree = self.waiting.pop(0)
         found = fleet_pb2.PullMessagesResponse(messages_list=[head], message_object_trees=[tree])
-        return found.SerializeToString()
+        return _bytes(found)
 
     def _pull_object(self, body: bytes) -> bytes:
         content = self._objects.get(message_pb2.PullObjectRequest.FromString(body).object_id)
-        return message_pb2.PullObjectResponse(
-            object_found=content is not None, object_available=content is not None,
+        found = message_pb2.PullObjectResponse(
+            object_found=content is not None,
+            object_available=content is not None,
             object_content=content or b"",
-        ).SerializeToString()  # fmt: skip
+        )
+        return _bytes(found)
 
     def _confirm_message_received(self, body: bytes) -> bytes:
         return b""
@@ -135,9 +137,8 @@ class HostileServer:
         tree = fleet_pb2.PushMessagesRequest.FromString(body).message_object_trees[0]
         self._announced.append(tree)
         names = [one.object_id for one in iterate_object_tree(tree)]
-        return fleet_pb2.PushMessagesResponse(
-            objects_to_push=names, session_id="s"
-        ).SerializeToString()
+        wanted = fleet_pb2.PushMessagesResponse(objects_to_push=names, session_id="s")
+        return _bytes(wanted)
 
     def _push_object(self, body: bytes) -> bytes:
         pushed = message_pb2.PushObjectRequest.FromString(body)
@@ -147,7 +148,7 @@ class HostileServer:
             reply = inflate_object_from_contents(tree.object_id, dict(self._came))
             assert isinstance(reply, Message)
             self.replies.append(reply)
-        return message_pb2.PushObjectResponse(stored=True).SerializeToString()
+        return _bytes(message_pb2.PushObjectResponse(stored=True))
 
     @contextmanager
     def up(self, bundle: Bundle, where: Path) -> Iterator[None]:
@@ -170,6 +171,10 @@ class HostileServer:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def _bytes(message: Any) -> bytes:
+    return bytes(message.SerializeToString())
 
 
 def empty() -> RecordDict:

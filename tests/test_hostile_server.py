@@ -99,7 +99,7 @@ def attack(people_folder: Path, experiment: Experiment, tmp_path: Path) -> Itera
         fed, Settings("fed", Endpoint("127.0.0.1", 1)), ("a",), OPEN, now=datetime.now(UTC)
     )
     made = build(experiment, "r", tmp_path / "unused", gather(experiment)).federation
-    policy = SitePolicy(("lenet",), 4.0, 1e-4, 4.0, 3, (app_hash(),))
+    policy = SitePolicy(("lenet",), 4.0, 1e-4, 4.0, 3, ("local",), 0, 0, (app_hash(),))
     state, stop, server = tmp_path / "state", threading.Event(), HostileServer()
     opened = open_folder(FolderConfig(people_folder, state, aligned=True), policy)
     with server.up(Bundle.read(archive(fed, "server")), tmp_path / "server"):

@@ -15,35 +15,22 @@ from typing import Final
 import httpx
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
-from flwr.proto.message_pb2 import Metadata, ObjectTree
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
-)
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    pull_and_inflate_object_from_tree,
 )
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.errors import VeilfaceError
 from common.liveness import STRUCK_OFF_AFTER
+from server.deployment.answers import Announced, room_for
 
 log = logging.getLogger("veilface.server")
 
 _LOOK_EVERY: Final = 0.1
 _COUNT_EVERY: Final = 1.0
-# An answer's head is there a little before its arrays, which a hostile site may never send.
-_FIRST_WAIT: Final = 0.05
-_LONGEST_WAIT: Final = 0.5
-_UPLOAD_WITHIN: Final = 20.0
-# An answer is a question's parameters again, at most twice as wide, in few objects.
-_WIDER: Final = 2
-_ROOM: Final = 1 << 20
-_MOST_OBJECTS: Final = 2048
 LONGEST_ROUND: Final = 900.0
 _UNREACHED: Final = (
     ErrorCode.NODE_UNAVAILABLE,
@@ -138,53 +125,25 @@ class RosterGrid(HttpGrid):
             client.ConfirmMessageReceived, self.node, run_id
         )
         for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            question = head.metadata.reply_to_message_id
-            try:
-                answer = _read(head.metadata, tree, pull, confirm, asked.room_of(question))
-            except ObjectPullError:
-                asked.broken_off(question)
+            asked.announced.append(Announced(head.metadata, tree))
+        waiting, asked.announced = asked.announced, []
+        for one in waiting:
+            if one.question not in asked.out:
                 continue
+            try:
+                answer = one.read(pull, confirm, asked.room_of(one.question))
             except httpx.HTTPError:  # the SuperLink's own
                 raise
             except Exception as error:  # noqa: BLE001 - no answer of one site may stop the run
-                sender = self.name_of(head.metadata.src_node_id)
-                log.warning("the answer of %s is none: %r", sender, error)
-                asked.give_up(question)
+                log.warning("the answer of %s is none: %r", self.name_of(one.node), error)
+                asked.give_up(one.question)
                 continue
-            answer.metadata.__dict__["_message_id"] = tree.object_id
-            if asked.closed_by(answer):
+            if answer is not None and asked.closed_by(answer):
                 yield answer
-
-
-def _read(
-    head: Metadata,
-    tree: ObjectTree,
-    pull: Callable[[str], bytes],
-    confirm: Callable[[str], None],
-    room: int,
-) -> Message:
-    """Return an announced answer; whatever a site made of it raises, at the latest after `room`."""
-    if sum(1 for _ in iterate_object_tree(tree)) > _MOST_OBJECTS:
-        raise ValueError("too many objects")
-    left = room
-
-    def bounded(name: str) -> bytes:
-        nonlocal left
-        content = pull(name)
-        left -= len(content)
-        if left < 0:
-            raise ValueError("too large")
-        return content
-
-    answer = pull_and_inflate_object_from_tree(
-        tree, bounded, confirm, return_type=Message,
-        max_time=_UPLOAD_WITHIN, initial_backoff=_FIRST_WAIT, backoff_cap=_LONGEST_WAIT,
-    )  # fmt: skip
-    own = answer.metadata
-    # The front and the SuperLink have checked the head; the message itself is the site's own work.
-    if (own.src_node_id, own.reply_to_message_id) != (head.src_node_id, head.reply_to_message_id):
-        raise ValueError("in the name of another site")
-    return answer
+            elif answer is None and one.late:
+                asked.broken_off(one.question)
+            elif answer is None:
+                asked.announced.append(one)
 
 
 class _Asked:
@@ -196,6 +155,7 @@ class _Asked:
         self._undelivered: list[Message] = []
         self._missed: set[int] = set()
         self._broken: set[int] = set()
+        self.announced: list[Announced] = []
 
     @property
     def open(self) -> bool:
@@ -229,9 +189,7 @@ class _Asked:
 
     def room_of(self, name: str) -> int:
         """Return how many bytes the answer to a question may have."""
-        question = self._out.get(name)
-        arrays = question.content.array_records.values() if question else ()
-        return _ROOM + _WIDER * sum(record.count_bytes() for record in arrays)
+        return room_for(self._out[name])
 
     def give_up(self, name: str) -> None:
         """Wait no longer for the answer to a question."""
