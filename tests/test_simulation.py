@@ -19,12 +19,16 @@ import torch
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 from rich.console import Console
+from scipy import stats
 
 from common.backbones.base import TRAIN_SETS, TrainSet
 from common.backbones.weights import load_model
 from common.embedding import Rows
 from common.errors import InputError, Refused
 from common.ledger import Commit, Reservation, verify
+from common.masking import MaskedUpdate
+from common.randomness import KeyStream, experiment_key
+from server.report.page import write_page
 from server.report.run_record import RunRecord
 from server.report.wording import epsilon as epsilon_in_words
 from simulations.experiment import Experiment, Material, gather
@@ -128,6 +132,100 @@ def test_only_the_whitelisted_update_leaves_a_site_and_no_canary_is_in_any_byte(
     assert canaries_in(planted, simulation.material, simulation.rows) != []
 
 
+def test_with_secure_aggregation_only_masked_messages_leave_and_nothing_in_them_can_be_read(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    secagg = dataclasses.replace(experiment, trust="secagg", colluders=1)
+    wire: list[tuple[Message, bytes]] = []
+
+    def record(reply: Message) -> None:
+        wire.append((reply, message_to_proto(reply).SerializeToString()))
+
+    found = run(secagg, tmp_path / "run", record)
+    headers = {
+        "query.prepare": {"format", "ready"},
+        "train.mask": {"format", "stage"},
+        "query.unmask": {"format", "stage"},
+        "query.end": {"format", "ended"},
+    }
+    stages = [reply.metadata.message_type for reply, _ in wire]
+    counts = {kind: stages.count(kind) for kind in set(stages)}
+    assert counts == {"query.prepare": 3, "train.mask": 9, "query.unmask": 9, "query.end": 3}
+    for reply, _ in wire:
+        kind = reply.metadata.message_type
+        beside = set() if kind == "query.end" else {"masking"}
+        assert set(reply.content) == {"header"} | beside
+        assert set(reply.content.config_records["header"]) == headers[kind]
+        for name in beside:
+            assert set(reply.content.config_records[name]) == {"message"}
+    simulation = build(secagg, "x", tmp_path / "unused", gather(secagg))
+    sent = b"".join(raw for _, raw in wire)
+    assert canaries_in(sent, simulation.material, simulation.rows) == []
+
+    masking = simulation.federation.contract.masking
+    assert masking is not None
+    encoding = masking.encoding(simulation.federation.contract.privacy.max_grad_norm)
+    noise = KeyStream(experiment_key(3), private=False)
+    bare = encoding.add_noise(encoding.encode(np.zeros(masking.dimension)), noise)
+    updates = [
+        MaskedUpdate.from_bytes(message_in(reply)).vector
+        for reply, _ in wire
+        if reply.metadata.message_type == "train.mask"
+    ]
+    for vector in updates:
+        assert len(vector) == 4 * masking.dimension
+        assert is_uniform(vector)
+    assert not is_uniform(bare.value.astype("<u4").tobytes()), "an unmasked one can be told apart"
+    assert len(set(updates)) == len(updates)
+
+    for index in range(3):
+        reservations, commits = records(tmp_path / "run", index)
+        assert {(r.mechanism, r.shares) for r in reservations} == {("discrete-shared", 2)}
+        assert len(commits) == 3
+        assert not list(site_directory(tmp_path / "run", index).rglob("*.key"))
+    against = {a.name: a.epsilon for a in found.privacy.adversaries}
+    assert found.privacy.private
+    assert found.privacy.worst is not None
+    assert 3.99 < found.privacy.worst <= 4.0
+    assert against["the server with 1 colluding site"] == pytest.approx(
+        found.privacy.worst, rel=1e-6
+    )
+    masks_fail = against["the server, if masks fail and it sees every site's update"]
+    model = against["anyone who holds the released model"]
+    assert masks_fail is not None and model is not None
+    assert model < found.privacy.worst < masks_fail
+    page = write_page(found, tmp_path).read_text()
+    assert "Beyond what was agreed" in page and "2 colluding sites" in page
+    assert "Private: epsilon 4.00" in page
+
+
+def message_in(reply: Message) -> bytes:
+    message = reply.content.config_records["masking"]["message"]
+    assert isinstance(message, bytes)
+    return message
+
+
+def is_uniform(data: bytes) -> bool:
+    """Whether the bytes pass a chi-square test for uniformity at alpha 1e-6."""
+    counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
+    return bool(stats.chisquare(counts).pvalue > 1e-6)
+
+
+def test_the_same_seed_gives_the_same_model_with_secure_aggregation_as_the_plain_sum(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    bare = dataclasses.replace(experiment, epsilon=None)
+    plain = run(bare, tmp_path / "plain")
+    masked = run(dataclasses.replace(bare, trust="secagg"), tmp_path / "masked")
+    assert not masked.privacy.private
+    assert masked.privacy.worst is None
+    assert masked.after.tmr_at_fmr_1e2 == pytest.approx(plain.after.tmr_at_fmr_1e2, abs=0.02)
+    seeded = dataclasses.replace(experiment, trust="secagg", seeded_noise=True)
+    first, second = run(seeded, tmp_path / "a"), run(seeded, tmp_path / "b")
+    assert first.model == second.model, "masks are secret, and leave no trace in the sum"
+    assert not first.privacy.private
+
+
 def canaries_in(sent: bytes, material: Material, rows: Rows) -> list[str]:
     """Names, image bytes, features, embeddings and exact counts of sites found in `sent`."""
     found = []
@@ -168,6 +266,9 @@ def test_ray_gives_the_same_model_as_one_process(experiment: Experiment, tmp_pat
     first = run(seeded, tmp_path / "a")
     second = run(dataclasses.replace(seeded, engine="ray"), tmp_path / "b")
     assert first.model == second.model
+    masked = dataclasses.replace(seeded, trust="secagg")
+    third = run(masked, tmp_path / "c")
+    assert run(dataclasses.replace(masked, engine="ray"), tmp_path / "d").model == third.model
 
 
 def test_a_hundred_sites_work(experiment: Experiment, tmp_path: Path) -> None:
