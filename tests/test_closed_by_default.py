@@ -24,6 +24,7 @@ from flwr.proto.control_pb2 import (
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
@@ -39,10 +40,14 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.bundle import CA, NODE_KEY, SERVER_KEY, SIGNING_KEY, Bundle
 from common.ledger import verify
+from server.deployment.folder import ServerFolder
+from server.deployment.registry import Registry
+from server.deployment.superlink import Inside
 from tests.closed_rig import PASSPHRASE, Federated, federated
+from tests.front_rig import federation
 from tests.hostile_site_rig import HostileSite
 from tests.provisioning_rig import private_value
-from tests.test_deployment import BIN
+from tests.test_deployment import BIN, processes, wait_for
 
 ROUNDS = 8
 PATIENCE = 240.0
@@ -216,6 +221,36 @@ def test_a_user_of_the_servers_machine_gets_no_code_run_no_task_and_no_seat(
     assert not marker.exists()
     assert str(number) not in fed.log("a")
     assert {site.site for site in now.sites} <= {"a", "b"}
+
+
+def test_a_site_that_a_local_user_unregisters_is_out_and_the_others_are_not(
+    tmp_path: Path,
+) -> None:
+    made, inside = federation(tmp_path), Inside.make(tmp_path / "inside")
+    part, folder = inside.part(tmp_path / "superlink.db"), ServerFolder(made.folder)
+    environment = {**os.environ, **part.environment, "OMP_NUM_THREADS": "1"}
+    with processes((list(part.command), tmp_path / "log", environment)):
+        wait_for(inside.port, time.monotonic() + 60)
+        with inside.control() as control:
+            registry = Registry(folder, control)
+            registry.look()
+            registry.look()
+            before = folder.contacts()
+            assert before is not None
+            nodes = {site.site: site.node for site in before.sites}
+            assert all(nodes.values())
+            control.UnregisterNode(UnregisterNodeRequest(node_id=nodes["a"]))
+            registry.look()
+            after = folder.contacts()
+            assert after is not None
+            assert {site.site: site.node for site in after.sites} == {"a": 0, "b": nodes["b"]}
+    (tmp_path / "superlink.db").unlink()
+    with processes((list(part.command), tmp_path / "log", environment)):
+        wait_for(inside.port, time.monotonic() + 60)
+        with inside.control() as control:
+            Registry(folder, control).look()
+            listed = control.ListNodes(ListNodesRequest()).nodes_info
+            assert {node.name for node in listed} == {"a", "b"}, "mended"
 
 
 def test_keys_and_passphrases_are_in_no_file_argument_environment_or_log(fed: Federated) -> None:

@@ -6,6 +6,7 @@ import logging
 import time
 from datetime import UTC, datetime
 
+import httpx
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.control.control_http_client import ControlHttpClient
@@ -39,11 +40,21 @@ class Registry:
                 log.warning("node %d is not on the roster: unregistered", node.node_id)
         for key, name in sites.items():
             if key not in nodes:
-                self._control.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
-                log.info("registered %s", name)
+                self._register(key, name)
         contacts = tuple(_contact(name, nodes.get(key)) for key, name in sites.items())
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._folder.keep_contacts(Contacts(now, contacts))
+
+    def _register(self, key: bytes, name: str) -> None:
+        """Register a site; one that cannot be must not keep the others out."""
+        try:
+            self._control.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
+        except httpx.HTTPStatusError as error:
+            # The SuperLink never takes a key again that was unregistered, and nobody but the
+            # registry should: someone else has reached its port.
+            log.error("%s cannot be registered: %s", name, error)
+        else:
+            log.info("registered %s", name)
 
 
 def _contact(name: str, node: NodeInfo | None) -> SiteContact:
