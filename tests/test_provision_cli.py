@@ -17,7 +17,7 @@ from tests.provisioning_rig import archive, private_files, shown
 
 Outcome = tuple[int, str, str]
 Run = Callable[..., Outcome]
-POINT = EntryPoint("provision", "server.provision_cli:provision", common.cli.GROUP)
+POINT = EntryPoint("provision", "server.provision_cli:provision", common.cli.RoomCommands.points)
 NEW = ("--name", "fed", "--server", "127.0.0.1:8443", "--site", "a", "--site", "b")
 TOML = """
 backbone = "lenet"
