@@ -16,7 +16,6 @@ import click
 from common.errors import VeilfaceError
 
 
-
 class RoomCommands(click.Group):
     """Finds commands by entry point, and imports a room only when its command is used."""
 
