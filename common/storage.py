@@ -10,9 +10,11 @@ from common.errors import StorageError
 
 
 def make_private_directory(path: Path) -> Path:
-    """Create a directory (and its parents) for its owner only, and return it."""
+    """Create a directory, and the parents that are missing, for its owner only, and return it."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for missing in reversed([p for p in (path, *path.parents) if not p.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         path.chmod(0o700)
     except OSError as error:
         raise StorageError(f"cannot create {path}: {error.strerror}") from error
