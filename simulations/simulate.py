@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import resource
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from server.report.collusion import masked_adversaries
 from server.report.run_record import (
     Adversary,
     DetPoints,
+    PerRound,
     PrivacyRecord,
     RoundPoint,
     RunRecord,
@@ -73,7 +75,15 @@ def simulate(
         result = verification_of(all_pairs(test.under(parameters), subjects), ci=False)
         return {"tmr_1e2": result.tmr_at_fmr_1e2, "tmr_1e3": result.tmr_at_fmr_1e3}
 
+    sent: list[int] = []
+    updates = 0
+
     def seen(reply: Message) -> None:
+        nonlocal updates
+        kind = reply.metadata.message_type
+        updates += kind.startswith("train")
+        if kind != "query.prepare" and reply.has_content():
+            sent.append(sum(record.count_bytes() for record in reply.content.values()))
         progress.site_answered(reply)
         on_reply(reply)
 
@@ -82,7 +92,11 @@ def simulate(
     after_scores = all_pairs(test.under(done.state.released()), subjects)
     model = _save(simulation, done)
     record = _record(simulation, folder, progress, done, before_scores, after_scores, model)
-    return dataclasses.replace(record, public_only=public_only)
+    per_round = None
+    if updates:  # Ray's answers are not seen
+        seconds = statistics.median(entry.seconds for entry in done.history)
+        per_round = PerRound(round(seconds, 3), round(sum(sent) / updates, 1))
+    return dataclasses.replace(record, public_only=public_only, per_round=per_round)
 
 
 def _is_evaluated(round_: int, experiment: Experiment) -> bool:

@@ -137,7 +137,8 @@ def test_a_record_survives_its_file(record: RunRecord, tmp_path: Path) -> None:
 def test_the_summary_has_the_keys_of_the_contract() -> None:
     summary = RECORD.summary()
     assert list(summary) == [
-        *("run_id", "model", "before", "public_only", "after", "privacy", "seconds", "peak_mb")
+        *("run_id", "model", "before", "public_only", "after", "privacy", "seconds", "peak_mb"),
+        "per_round",
     ]
     privacy = summary["privacy"]
     assert isinstance(privacy, dict)

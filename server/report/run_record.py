@@ -100,6 +100,14 @@ class RoundPoint:
 
 
 @dataclass(frozen=True)
+class PerRound:
+    """What a round took: median seconds, and the mean bytes of content that one site sent."""
+
+    seconds: float
+    bytes_per_site: float
+
+
+@dataclass(frozen=True)
 class Skipped:
     """How many images were not used, and why."""
 
@@ -140,6 +148,7 @@ class RunRecord:
     warnings: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     public_only: Verification | None = None
+    per_round: PerRound | None = None
 
     def __post_init__(self) -> None:
         sites = len(self.privacy.per_site)
@@ -165,6 +174,7 @@ class RunRecord:
             "privacy": privacy,
             "seconds": self.seconds,
             "peak_mb": self.peak_mb,
+            "per_round": asdict(self.per_round) if self.per_round else None,
         }
 
     def to_json(self) -> dict[str, object]:
