@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.statement import evidence_of
-from common.bundle import Bundle
+from common.bundle import ROSTER, SERVER, Bundle
 from common.software import record_software
 from common.storage import make_private_directory, write_private
 from server.audit.collect import AUDIT, FEDERATION, STATEMENTS
+from server.masked_rounds import Parties
 from server.provisioning.federation import create
 from server.provisioning.folder import bundle_path
 from server.provisioning.request import Endpoint, Passphrases, Settings
@@ -30,6 +31,21 @@ def throw_away(run: Path, run_id: str, sites: Sequence[str]) -> None:
 def bundle_of(run: Path, run_id: str, party: str) -> Bundle:
     """Return the bundle of a simulated site, or of the server."""
     return Bundle.read(bundle_path(run / AUDIT / FEDERATION, _settings(run_id), party))
+
+
+def parties_of(run: Path, run_id: str, sites: Sequence[str], *, numbered: bool) -> Parties:
+    """Return who the nodes of a simulated run are, on the roster of its throw-away federation.
+
+    `numbered`: node n is site n - 1, as in one process. Ray numbers nodes as it likes, so there
+    the sites' signatures alone say it.
+    """
+    throw_away(run, run_id, sites)
+    bundle = bundle_of(run, run_id, SERVER)
+    return Parties(
+        name_of=lambda node: sites[node - 1] if numbered else None,
+        roster=lambda: bundle.file(ROSTER),
+        key=bundle.roster_key,
+    )
 
 
 def _settings(run_id: str) -> Settings:

@@ -22,7 +22,6 @@ from client.masked_site import Identity, MaskedSite
 from client.preparation import PublicPart
 from client.site import RoundKey, SecretRoundKey, Site
 from common.backbones.split import split
-from common.bundle import ROSTER, SERVER
 from common.contract import Contract
 from common.embedding import Rows, embed
 from common.errors import InputError, Refused
@@ -32,16 +31,9 @@ from common.plan import PrivacyPlan
 from common.randomness import derive_key, experiment_key
 from common.terms import TrainingConfig
 from server.checkpoint import Checkpoint
-from server.masked_rounds import Parties
 from server.rounds import Federation, Observer, run_rounds
-from server.setup import (
-    CODEBOOK_SIZE,
-    PublicBank,
-    cut,
-    frozen_id,
-    prepare,
-)
-from simulations.evidence import bundle_of, leave_evidence, throw_away
+from server.setup import CODEBOOK_SIZE, PublicBank, cut, frozen_id, prepare
+from simulations.evidence import bundle_of, leave_evidence, parties_of
 from simulations.experiment import Experiment, Material, gather
 from simulations.inprocess import run_in_process
 
@@ -256,14 +248,18 @@ def run(
     """
     experiment, run_id = simulation.experiment, simulation.federation.contract.run_id
     sites = SimulatedSites(experiment, simulation.directory, run_id)
-    parties = _parties(simulation) if experiment.trust == "secagg" else None
+    parties = None
+    if experiment.trust == "secagg":
+        names = [site_name(index) for index in range(experiment.sites)]
+        numbered = experiment.engine == "inprocess"
+        parties = parties_of(simulation.directory, run_id, names, numbered=numbered)
     result: list[Checkpoint] = []
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        done = run_rounds(grid, simulation.federation, checkpoint, evaluate, observer, parties)
-        result.append(done)
+        federation = simulation.federation
+        result.append(run_rounds(grid, federation, checkpoint, evaluate, observer, parties))
 
     client: ClientApp = make_app(sites)
     if experiment.engine == "inprocess":
@@ -273,23 +269,6 @@ def run(
         run_ray(server, client, experiment.sites)
     leave_evidence(simulation.directory, run_id)
     return result[0]
-
-
-def _parties(simulation: Simulation) -> Parties:
-    """Return who the nodes are, on the roster of a throw-away federation.
-
-    In one process node n is site n - 1; Ray numbers them as it likes, so there the sites'
-    signatures alone say it.
-    """
-    experiment, run_id = simulation.experiment, simulation.federation.contract.run_id
-    throw_away(simulation.directory, run_id, [site_name(i) for i in range(experiment.sites)])
-    bundle = bundle_of(simulation.directory, run_id, SERVER)
-    numbered = experiment.engine == "inprocess"
-    return Parties(
-        name_of=lambda node: site_name(node - 1) if numbered else None,
-        roster=lambda: bundle.file(ROSTER),
-        key=bundle.roster_key,
-    )
 
 
 def run_ray(server: ServerApp, client: ClientApp, sites: int) -> None:
