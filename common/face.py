@@ -15,7 +15,7 @@ from typing import Literal
 import dlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from common.detection import Detector, Face, Point, choose_face, dlib_landmarks
 from common.errors import ImageError, NoFaceError
@@ -85,6 +85,8 @@ def decode_image(data: bytes, *, name: str, limits: DecodeLimits | None = None) 
             f"{name}: {len(data)} bytes are more than the limit of {limits.max_bytes}",
             hint="shrink the image",
         )
+    # A switch of the whole process, which libraries that draw pages turn on when they are imported.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _refuse_bombs(image, data, name, limits)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from common.detection import (
     CentreDetector,
@@ -147,6 +147,15 @@ def test_a_truncated_image_is_named(picture: Pixels, form: str) -> None:
     for length in (0, 1, len(data) // 2, len(data) * 3 // 4):
         with pytest.raises(ImageError, match=r"holiday\.img"):
             decode_image(data[:length], name="holiday.img")
+
+
+def test_a_library_that_wants_truncated_images_does_not_get_them_here(
+    picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    data = encoded(picture, "PNG")
+    with pytest.raises(ImageError):
+        decode_image(data[: len(data) // 2], name="a")
 
 
 @pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "ICO"])
