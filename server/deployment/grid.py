@@ -98,7 +98,7 @@ class RosterGrid(HttpGrid):
         A site that falls silent, or is struck off the roster, has no answer among them; one that
         lives but does not answer is waited for until `timeout`, or `LONGEST_ROUND` without one.
         """
-        asked = _Asked(self._living(), self.push_messages)
+        asked = Asked(self._living(), self.push_messages)
         asked.ask(list(messages))
         deadline = time.monotonic() + (LONGEST_ROUND if timeout is None else timeout)
         answers: list[Message] = []
@@ -113,7 +113,7 @@ class RosterGrid(HttpGrid):
                 time.sleep(_LOOK_EVERY)
         return answers
 
-    def _pull(self, asked: _Asked) -> Iterator[Message]:
+    def _pull(self, asked: Asked) -> Iterator[Message]:
         """Yield the answers that are there; one whose upload breaks off is asked for again.
 
         One that cannot be read, is too large, or names another sender than whose it is, is none.
@@ -146,7 +146,7 @@ class RosterGrid(HttpGrid):
                 asked.announced.append(one)
 
 
-class _Asked:
+class Asked:
     """Which questions are out, to whom, and since which of a site's lives."""
 
     def __init__(self, living: Mapping[int, str], push: Push) -> None:
@@ -205,23 +205,31 @@ class _Asked:
     def recount(self, living: Mapping[int, str]) -> list[int]:
         """Ask again whoever has begun a new life; give up and return who is missing twice running.
 
-        Once is not enough: a site that restarts leaves and joins within a moment.
+        Once is not enough: a heartbeat is late on a slow line, and a site that restarts leaves and
+        joins within a moment. Who was only late still holds the question, and is not asked again.
         """
         gone = {node for node in self._missed if node not in living}
-        again, self._undelivered = self._undelivered, []
-        self._missed = set()
+        self._missed = {q.metadata.dst_node_id for q in self._waiting()} - living.keys() - gone
+        again = []
         for name, question in list(self._out.items()):
             node = question.metadata.dst_node_id
-            if self._lives.get(node) != living.get(node):
+            if node in gone:
+                del self._out[name]
+            elif node in living and self._lives.get(node) != living[node]:
                 del self._out[name]
                 again.append(question)
-        for question in again:
-            if (node := question.metadata.dst_node_id) not in living and node not in gone:
-                self._missed.add(node)
+        undelivered, self._undelivered = self._undelivered, []
+        for question in undelivered:
+            if question.metadata.dst_node_id in living:
+                again.append(question)
+            elif question.metadata.dst_node_id in self._missed:
                 self._undelivered.append(question)
         self._lives.update(living)
-        self.ask([_copy(q) for q in again if q.metadata.dst_node_id in living])
+        self.ask([_copy(question) for question in again])
         return sorted(gone)
+
+    def _waiting(self) -> list[Message]:
+        return [*self._out.values(), *self._undelivered]
 
 
 def _copy(question: Message) -> Message:
