@@ -136,12 +136,12 @@ def _point(alike: Sequence[Cell], runs: Mapping[Cell, RunRecord]) -> Point:
         band([getattr(r.after, name) - getattr(r.before, name) for r in records], [])
         for name, _ in RATES
     )
-    stated = [e for record in records for e in record.privacy.stated if e is not None]
-    bounded = bool(stated) and all(record.privacy.private for record in records)
+    worst = [record.privacy.worst for record in records if record.privacy.private]
+    stated = [epsilon for epsilon in worst if epsilon is not None]
     return Point(
         alike[0].trust,
         alike[0].epsilon,
-        max(stated) if bounded else None,
+        max(stated) if len(stated) == len(records) else None,
         tuple(cell.seed for cell in alike),
         *_pair([record.after for record in records]),
         *gains,

@@ -83,7 +83,10 @@ def _run(
         scores += _estimated(own, seen).numpy()
         state = pipeline.advance(state, sent.delta)
     with Ledger.open(directory) as ledger:
-        events = [event_of(r.noise_multiplier, r.sample_rate, r.steps) for r in ledger.reservations]
+        events = [
+            event_of(r.noise_multiplier, r.sample_rate, r.steps, r.mechanism)
+            for r in ledger.reservations
+        ]
     return scores, cross_checked_epsilon(events, contract.privacy.delta).epsilon
 
 
