@@ -6,17 +6,23 @@ missing, and nothing in a report depends on them.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from common.accounting import noise_multiplier_for
 from common.backbones.weights import save_model
 from common.bundle import Bundle
 from common.config import digest, to_json
-from common.contract import Contract, Privacy
+from common.contract import Contract, Masking, Privacy
 from common.ledger import Genesis, Ledger, Reservation
+from common.masking import Terms
+from common.masking import calibrate as calibrate_shares
 from common.metrics import Interval, Intervals, Verification
 from common.plan import calibrate
 from common.storage import make_private_directory, write_private
@@ -24,6 +30,7 @@ from server.audit.build import build_report
 from server.audit.collect import Sources, left_by_simulation
 from server.audit.facts import Facts, Findings, Report, digest_of
 from server.audit.seal import Signer
+from server.audit.verify import check_text
 from server.checkpoint import Checkpoint, RoundRecord, save
 from server.optimizer import OptimizerState
 from server.report.run_record import DetPoints, PrivacyRecord, RunRecord, write_run
@@ -39,7 +46,11 @@ RATES = Verification(
 
 @dataclass(frozen=True)
 class Case:
-    """A run to make: `spends` is epsilon of the run, of a larger `budget` where that is given."""
+    """A run to make: `spends` is epsilon of the run, of a larger `budget` where that is given.
+
+    With a `minimum` its noise is shared; `survivors` are those of each round, 0 where it is lost.
+    A `scored` run is one of a deployment, without `run.json`.
+    """
 
     sites: int = 2
     rounds: int = 3
@@ -47,6 +58,10 @@ class Case:
     budget: float | None = None
     sample_rate: float = 1.0
     accepted: int | None = None
+    minimum: int | None = None
+    colluders: int = 0
+    survivors: tuple[int, ...] = ()
+    scored: bool = False
 
 
 def make_run(folder: Path, case: Case = Case()) -> Path:
@@ -65,15 +80,22 @@ def make_run(folder: Path, case: Case = Case()) -> Path:
         meta={"run_id": agreed.run_id, "contract": to_json(agreed)},
     )
     accepted = case.sites if case.accepted is None else case.accepted
+    counts = case.survivors or (accepted,) * case.rounds
     history = tuple(
-        RoundRecord(n, accepted, ((7, REJECTED),) if n == 2 else (), 1.0, {})
-        for n in range(1, case.rounds + 1)
+        RoundRecord(n, count, ((7, REJECTED),) if n == 2 else (), 1.0, _scores(case, n))
+        for n, count in enumerate(counts, start=1)
     )
     state = replace(OptimizerState.start(np.zeros(3, np.float32)), round=case.rounds)
     save(folder / "checkpoint.safetensors", Checkpoint(digest(agreed), state, history))
-    write_run(_record(agreed), folder)
+    if not case.scored:
+        write_run(_record(agreed), folder)
     leave_evidence(folder, agreed.run_id)
     return folder
+
+
+def _scores(case: Case, round_: int) -> dict[str, float]:
+    rates = {"fnmr_at_fmr_1e-2": 0.5 - 0.07 * round_, "fnmr_at_fmr_1e-3": 0.7 - 0.07 * round_}
+    return rates if case.scored else {}
 
 
 def sources(run: Path) -> Sources:
@@ -96,6 +118,45 @@ def signed_again(report: Report, facts: Facts, findings: Findings, run: Path) ->
     return replace(report, facts=facts, findings=findings, seal=seal)
 
 
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every number in nested dataclasses and tuples."""
+    if isinstance(value, tuple):
+        for index, entry in enumerate(value):
+            yield from leaves(entry, (*path, index))
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name), (*path, field.name))
+    elif isinstance(value, int | float):
+        yield path
+
+
+def changed(value: Any, path: tuple[Any, ...], by: Any) -> Any:
+    """The same with one leaf replaced by `by(leaf)`."""
+    if not path:
+        return by(value)
+    head, *rest = path
+    if isinstance(head, int):
+        inner = changed(value[head], tuple(rest), by)
+        return (*value[:head], inner, *value[head + 1 :])
+    return replace(value, **{head: changed(getattr(value, head), tuple(rest), by)})
+
+
+def less(value: Any) -> Any:
+    """A little lower: by more than the six places to which shares are rounded."""
+    if isinstance(value, bool):
+        return not value
+    return (
+        value - 1
+        if isinstance(value, int) or value == 0
+        else value - max(abs(value) * 0.002, 3e-6 if value > 1e-3 else 0)
+    )
+
+
+def wrong(report: Report) -> list[str]:
+    """What fails in a report."""
+    return [c.what for c in check_text(report.to_text())[1] if c.outcome == "FAILS"]
+
+
 def _contract(case: Case) -> Contract:
     privacy = Privacy(None, DELTA, 0.0, 0.5, case.sample_rate, 100.0 * case.sample_rate)
     if case.spends is not None:
@@ -108,6 +169,9 @@ def _contract(case: Case) -> Contract:
             sample_rate=case.sample_rate,
             public_denominator=100.0 * case.sample_rate,
         )
+    masking = None
+    if case.minimum is not None:
+        masking, privacy = _shared(case, privacy)
     return Contract(
         run_id="run-1",
         backbone="dlib-resnet",
@@ -120,7 +184,22 @@ def _contract(case: Case) -> Contract:
         local_learning_rate=1.0,
         local_momentum=0.0,
         privacy=privacy,
+        masking=masking,
     )
+
+
+def _shared(case: Case, privacy: Privacy) -> tuple[Masking, Privacy]:
+    """The same with noise that `minimum` - `colluders` sites share, in 1,000 coordinates."""
+    terms = Terms(case.minimum or 0, case.colluders)
+    masking = Masking(terms.minimum, terms.colluders, 1000, 0.0)
+    if case.spends is None:
+        return masking, privacy
+    noise = calibrate_shares(
+        epsilon=case.spends, delta=DELTA, rounds=case.rounds, dimension=1000,
+        max_grad_norm=privacy.max_grad_norm, honest=terms.honest,
+    )  # fmt: skip
+    charged = noise_multiplier_for(case.spends, DELTA, case.rounds, concentrated=True)
+    return replace(masking, sigma=noise.sigma), replace(privacy, noise_multiplier=charged)
 
 
 def _spend(state: Path, agreed: Contract, case: Case) -> None:
@@ -138,6 +217,8 @@ def _spend(state: Path, agreed: Contract, case: Case) -> None:
                 max_grad_norm=agreed.privacy.max_grad_norm,
                 request_digest="a" * 64,
                 private=case.spends is not None,
+                mechanism=agreed.mechanism,
+                shares=1 if agreed.masking is None else agreed.masking.terms.honest,
                 check=_no_check,
             )
             ledger.commit(reservation, "b" * 64)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
@@ -16,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import InputError, Refused, VeilfaceError
+from common.errors import Refused, VeilfaceError
 from common.ledger import Ledger
 from common.ledger_format import GENESIS_HASH, Line, Reservation, decode_line, encode_line
 from common.roster import Roster
@@ -24,11 +22,22 @@ from common.signing import public_key
 from common.statement import Evidence, Statement
 from server.audit.collect import collect
 from server.audit.facts import Findings, Report, digest_of
+from server.audit.page import render
 from server.audit.schema import schema_text
 from server.audit.seal import check_seal
 from server.audit.verify import Check, check_text, failed
 from simulations.evidence import leave_evidence
-from tests.audit_rig import Case, make_run, report_of, signed_again, sources
+from tests.audit_rig import (
+    Case,
+    changed,
+    leaves,
+    less,
+    make_run,
+    report_of,
+    signed_again,
+    sources,
+    wrong,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -41,11 +50,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(run: Path) -> Report:
     return report_of(run)
-
-
-def wrong(report: Report) -> list[str]:
-    """What fails in a report."""
-    return [c.what for c in check_text(report.to_text())[1] if c.outcome == "FAILS"]
 
 
 def test_a_true_report_holds_in_every_line(report: Report) -> None:
@@ -77,7 +81,9 @@ def test_reports_of_other_runs_hold_too(tmp_path: Path, case: Case) -> None:
 def read_and_sealed(text: str) -> None:
     """The first two things that `check_text` does; raises where they fail."""
     report = Report.from_text(text)
-    sha256 = digest_of(report.facts, report.findings, report.veilface, report.created)
+    sha256 = digest_of(
+        report.facts, report.findings, report.veilface, report.created, report.format
+    )
     key = public_key(report.facts.roster_key.encode())
     roster = Roster.read(report.facts.roster.encode(), key)
     check_seal(report.seal, sha256, roster.federation, key)
@@ -116,40 +122,6 @@ def test_any_edit_of_the_text_is_caught(
     at = int(place * (len(text) - 1))
     other = text[:at] + added + text[at + removed :]
     assert failed(check_text(other)[1]) == (other != text)
-
-
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every number in nested dataclasses and tuples."""
-    if isinstance(value, tuple):
-        for index, entry in enumerate(value):
-            yield from leaves(entry, (*path, index))
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from leaves(getattr(value, field.name), (*path, field.name))
-    elif isinstance(value, int | float):
-        yield path
-
-
-def changed(value: Any, path: tuple[Any, ...], by: Any) -> Any:
-    """The same with one leaf replaced by `by(leaf)`."""
-    if not path:
-        return by(value)
-    head, *rest = path
-    if isinstance(head, int):
-        inner = changed(value[head], tuple(rest), by)
-        return (*value[:head], inner, *value[head + 1 :])
-    return replace(value, **{head: changed(getattr(value, head), tuple(rest), by)})
-
-
-def less(value: Any) -> Any:
-    """A little lower: by more than the six places to which shares are rounded."""
-    if isinstance(value, bool):
-        return not value
-    return (
-        value - 1
-        if isinstance(value, int) or value == 0
-        else value - max(abs(value) * 0.002, 3e-6 if value > 1e-3 else 0)
-    )
 
 
 def test_a_server_that_signs_a_changed_finding_is_caught_by_the_recomputation(
@@ -317,14 +289,14 @@ def test_the_schema_itself_is_sound() -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads(schema_text()))
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{" * 9999, '{"format": 2}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{" * 9999, '{"format": 3}'])
 def test_what_is_no_report_fails_and_never_crashes(text: str) -> None:
     report, checks = check_text(text)
     assert report is None and failed(checks)
 
 
-def test_noise_that_the_auditor_cannot_account_for_is_refused(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", Case(rounds=1))
+def test_an_earlier_masked_run_in_a_ledger_rests_on_others_and_is_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", Case(rounds=1, budget=9.0))
     state = run / "sites" / "site-000"
     with Ledger.open(state) as ledger:
         ledger.reserve(
@@ -341,5 +313,9 @@ def test_noise_that_the_auditor_cannot_account_for_is_refused(tmp_path: Path) ->
             check=lambda reservations: None,
         )
     leave_evidence(run, "run-1")
-    with pytest.raises(InputError, match="secure aggregation"):
-        report_of(run)
+    report = report_of(run)
+    assert wrong(report) == []
+    first, other = report.findings.spending
+    assert (first.spent or 0.0) > (other.spent or 0.0) + 0.5
+    assert [one.epsilon for one in report.findings.alone][1] == other.spent
+    assert "earlier training at these sites shared its noise" in render(report, "en")

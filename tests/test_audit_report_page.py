@@ -18,12 +18,13 @@ from scipy.special import ndtr
 from common.config import to_json
 from common.errors import InputError, VeilfaceError
 from common.software import Package
-from common.statement import Statement
+from common.statement import Consent, Statement
 from common.vault_facts import VaultFacts
 from server.audit import cli
-from server.audit.facts import Colluders, Group, GroupRate, Groups, Report, WorstGroup
+from server.audit.facts import Report
 from server.audit.page import render, split
 from server.audit.pdf import to_pdf
+from server.audit.rates import Group, GroupRate, Groups, WorstGroup
 from server.audit.wording import LANGUAGES, Language, Wording, in_hundred, share, texts
 from tests.audit_rig import DELTA, REJECTED, Case, make_run, report_of
 
@@ -77,7 +78,11 @@ def test_both_languages_have_the_same_keys_and_placeholders() -> None:
             for name, text in table.items():
                 assert places(text) == places(other[section][name]), f"{section}.{name}"
                 assert text.count("<strong>") == other[section][name].count("<strong>")
-    assert len(Wording("en").items("gaps.items")) == len(Wording("zh").items("gaps.items")) > 5
+    listed = [
+        Wording(one).items("gaps.items", noise="x", several="y") + Wording(one).items("gaps.shared")
+        for one in LANGUAGES
+    ]
+    assert len(listed[0]) == len(listed[1]) > 7
 
 
 def test_every_word_of_the_tables_is_said_somewhere(
@@ -104,6 +109,9 @@ def _other_reports(report: Report, tmp_path: Path) -> list[Report]:
         Case(sites=3, spends=2.0, budget=5.0),
         Case(sample_rate=0.5, rounds=1),
         Case(sites=1, rounds=1),
+        Case(sites=3, minimum=3, rounds=2, scored=True),
+        Case(sites=4, minimum=3, colluders=1, survivors=(4, 3, 0)),
+        Case(sites=3, minimum=3, spends=None),
     ]
     found = [report_of(make_run(tmp_path / str(n), case)) for n, case in enumerate(runs)]
     meaning, facts, findings = report.findings.meaning, report.facts, report.findings
@@ -115,11 +123,16 @@ def _other_reports(report: Report, tmp_path: Path) -> list[Report]:
     odd = replace(facts, utility=None, groups=groups, software=None, vaults=(_vault(),))
     entry = replace(findings.spending[0].rounds[0], released=False)
     spending = replace(findings.spending[0], rounds=(entry,), delta=0.5)
-    colluders = (Colluders(2, 3.0),)
-    changed = replace(
-        findings, meaning=renyi, spending=(spending, *findings.spending[1:]), collusion=colluders
-    )
+    changed = replace(findings, meaning=renyi, spending=(spending, *findings.spending[1:]))
     alone = replace(facts, sites=facts.sites[:1])
+    masked = found[-1]
+    site, *others = masked.facts.sites
+    told = Statement.unverified(site.statement)
+    consent = Consent(("dlib-resnet",), 4.0, DELTA, 4.0, 9, ("secagg",), 3, 0, ("ab",))
+    agreed = replace(site, statement=to_json(replace(told, consent=consent)))
+    contract = replace(masked.facts.contract, masking=None)
+    earlier = replace(masked.facts, contract=contract, sites=(agreed, *others))
+    found.append(replace(masked, facts=earlier))
     return [*found, replace(report, facts=odd, findings=changed), replace(report, facts=alone)]
 
 

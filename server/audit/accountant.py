@@ -33,11 +33,16 @@ _DEVIATIONS: Final = 12.0
 
 @dataclass(frozen=True)
 class Releases:
-    """`steps` sums with noise `sigma` (over C), each person in each with probability `rate`."""
+    """`steps` sums with noise `sigma` (over C), each person in each with probability `rate`.
+
+    `concentrated`: not Gaussian, only as private as one by every Renyi divergence; such releases
+    are for `server.audit.renyi`.
+    """
 
     sigma: float
     rate: float
     steps: int
+    concentrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ def merged(releases: Iterable[Releases]) -> tuple[Releases, ...]:
     for one in releases:
         if not one.sigma > 0.0:
             raise InputError("a release without noise has no epsilon")
+        if one.concentrated:
+            raise InputError("a concentrated release has no loss distribution that is known")
         if one.rate == 1.0:
             square += one.steps / one.sigma**2
         else:

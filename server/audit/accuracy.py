@@ -8,8 +8,8 @@ from scipy.special import ndtri
 
 from common.metrics import Interval, Verification
 from server.audit.curves import Axis, Line, chart, key
-from server.audit.facts import GroupRate, Groups, Utility
 from server.audit.promise import figure
+from server.audit.rates import GroupRate, Groups, Scores, Utility
 from server.audit.view import View
 from server.report.run_record import DetPoints
 from server.report.wording import percent
@@ -22,10 +22,25 @@ def utility(view: View) -> str:
     """Error rates before and after, and by group."""
     parts = [view.plain("utility.plain")]
     found = view.facts.utility
-    parts += _rates(view, found) if found else [view.plain("utility.none")]
+    scored = view.facts.scores
+    unscored = _scores(view, scored) if scored else [view.plain("utility.none")]
+    parts += _rates(view, found) if found else unscored
     groups = view.facts.groups
     parts += _groups(view, groups) if groups else [view.quiet("utility.ungrouped")]
     return view.section("utility", *parts)
+
+
+def _scores(view: View, scores: tuple[Scores, ...]) -> list[str]:
+    """What a deployed server measured in the first and the last round."""
+    rows = [
+        (str(one.round), percent(1 - one.fnmr_at_fmr_1e2), percent(1 - one.fnmr_at_fmr_1e3))
+        for one in scores
+    ]
+    heads = ("utility.round", "utility.tmr_1e2", "utility.tmr_1e3")
+    return [
+        view.table(view.w("utility.scores"), heads, rows),
+        view.quiet("utility.scores_note"),
+    ]
 
 
 def _rates(view: View, found: Utility) -> list[str]:

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.accounting import Event, cross_checked_epsilon
+from common.contract import Masking
 from common.errors import InputError
 from common.ledger import LedgerReport, Reservation
+from common.ledger_format import Mechanism
 from common.spending import event_of, spent
 from common.statement import Statement
 from server.audit.accountant import Releases
+from server.audit.bound import attack_on
 from server.audit.facts import (
     Adversary,
+    Alone,
+    Colluders,
     Facts,
     Findings,
     Meaning,
@@ -22,9 +27,18 @@ from server.audit.facts import (
 )
 from server.audit.ledgers import genesis_of, ledger_of
 from server.audit.meaning import Attack
+from server.audit.shared import (
+    ONLOOKERS,
+    Onlooker,
+    is_shared,
+    most_survivors,
+    releases_to,
+    shares_left,
+)
 
 # Who sees the noised updates or what follows from them; with `local` all learn at most the same.
 WATCHERS = ("server", "sites", "listener", "holder")
+ALONE = Onlooker("unmasked", "alone")
 
 
 @dataclass(frozen=True)
@@ -54,16 +68,11 @@ class SiteLedger:
 
 
 def releases_of(reservations: Sequence[Reservation]) -> tuple[Releases, ...]:
-    """Return reservations as the auditor takes them; other noise than Gaussian is an InputError.
-
-    A sum of discrete Gaussians is nearly a Gaussian, but the guarantee must not rest on nearly.
-    """
-    if any(r.mechanism != "gaussian" for r in reservations):
-        raise InputError(
-            "a report of format 1 cannot state what secure aggregation promises",
-            hint="the site's ledger can: veilface ledger show",
-        )
-    return tuple(Releases(r.noise_multiplier, r.sample_rate, r.steps) for r in reservations)
+    """Return reservations as they were charged, for the auditor."""
+    return tuple(
+        Releases(r.noise_multiplier, r.sample_rate, r.steps, r.mechanism == "discrete-shared")
+        for r in reservations
+    )
 
 
 def ledgers_of(facts: Facts) -> tuple[SiteLedger, ...]:
@@ -82,13 +91,85 @@ def assess(facts: Facts) -> Findings:
     bounded = all(one.spent is not None for one in spending)
     worst = worst_of(spending, ledgers)
     privacy = facts.contract.privacy
+    masked = rests_on_others(facts, ledgers)
+    shared = _Shared(facts, ledgers, bounded) if masked else None
     return Findings(
         spending=spending,
         meaning=_meaning(worst) if bounded else None,
-        adversaries=adversaries(worst, bounded=bounded),
-        collusion=(),
+        adversaries=shared.adversaries() if shared else adversaries(worst, bounded=bounded),
+        collusion=shared.collusion() if shared else (),
         declared_persons=privacy.public_denominator / privacy.sample_rate,
+        alone=shared.alone() if shared else (),
     )
+
+
+def rests_on_others(facts: Facts, ledgers: Sequence[SiteLedger]) -> bool:
+    """Say whether any site was charged for noise that others share."""
+    return facts.trust == "secagg" or any(is_shared(one.reservations) for one in ledgers)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Epsilons where noise is shared: against each onlooker, of the site that fares worst."""
+
+    facts: Facts
+    ledgers: tuple[SiteLedger, ...]
+    bounded: bool
+
+    def adversaries(self) -> tuple[Adversary, ...]:
+        sampled = any(r.sample_rate < 1.0 for one in self.ledgers for r in one.reservations)
+        return tuple(
+            Adversary(looks.who, *self._against(looks, self.ledgers))
+            for looks in ONLOOKERS
+            if not (sampled and looks.about == "replaced")
+        )
+
+    def collusion(self) -> tuple[Colluders, ...]:
+        every = [r for one in self.ledgers for r in one.reservations]
+        most = most_survivors(self.facts, every)
+        return tuple(self._together(count, every) for count in range(most))
+
+    def _together(self, count: int, every: Sequence[Reservation]) -> Colluders:
+        honest, lying = collusion_of(count)
+        masked = [r for r in every if r.mechanism == "discrete-shared"]
+        return Colluders(
+            count,
+            min((shares_left(self.facts, r, honest) for r in masked), default=1),
+            *self._against(honest, self.ledgers),
+            *self._against(lying, self.ledgers),
+        )
+
+    def alone(self) -> tuple[Alone, ...]:
+        return tuple(Alone(one.site, *self._against(ALONE, [one])) for one in self.ledgers)
+
+    def _against(
+        self, looks: Onlooker, ledgers: Sequence[SiteLedger]
+    ) -> tuple[float | None, float]:
+        if not self.bounded:
+            return None, 1.0
+        found = {
+            (releases_to(self.facts, one.reservations, looks, _of_shares), one.delta)
+            for one in ledgers
+        }
+        return (
+            max(up(_epsilon(releases, delta)) for releases, delta in found),
+            max(attack_on(releases, delta).guess() for releases, delta in found),
+        )
+
+
+def collusion_of(count: int) -> tuple[Onlooker, Onlooker]:
+    """Return the server with so many sites, keeping to the protocol and lying."""
+    return Onlooker("sums", "sums", count), Onlooker("hostile", "lied-for", count)
+
+
+def _of_shares(masking: Masking, clip: float, shares: int) -> float:
+    return masking.noise(clip).noise_multiplier(shares)
+
+
+def _epsilon(releases: Sequence[Releases], delta: float) -> float:
+    kinds: dict[bool, Mechanism] = {True: "discrete-shared", False: "gaussian"}
+    events = [event_of(r.sigma, r.rate, r.steps, kinds[r.concentrated]) for r in releases]
+    return cross_checked_epsilon(events, delta).epsilon
 
 
 def worst_of(spending: Sequence[Spending], ledgers: Sequence[SiteLedger]) -> SiteLedger:
@@ -126,7 +207,7 @@ def adversaries(worst: SiteLedger, *, bounded: bool) -> tuple[Adversary, ...]:
 
 def _meaning(worst: SiteLedger) -> Meaning:
     checked = cross_checked_epsilon(map(_event, worst.reservations), worst.delta)
-    attack = Attack(worst.releases, worst.delta)
+    attack = attack_on(worst.releases, worst.delta)
     return Meaning(
         site=worst.site,
         mu=None if attack.mu is None else round(attack.mu, 6),
@@ -140,7 +221,8 @@ def _meaning(worst: SiteLedger) -> Meaning:
 
 
 def _event(reservation: Reservation) -> Event:
-    return event_of(reservation.noise_multiplier, reservation.sample_rate, reservation.steps)
+    r = reservation
+    return event_of(r.noise_multiplier, r.sample_rate, r.steps, r.mechanism)
 
 
 def _spending(ledger: SiteLedger) -> Spending:
@@ -158,6 +240,8 @@ def _spending(ledger: SiteLedger) -> Spending:
             released=entry.seq in released,
             alone=_stated([entry], genesis.delta),
             total=_stated(reservations[:count], genesis.delta),
+            mechanism=entry.mechanism,
+            shares=entry.shares,
         )
         for count, entry in enumerate(reservations, start=1)
     )

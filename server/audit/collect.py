@@ -19,20 +19,14 @@ from common.signing import public_key
 from common.software import SOFTWARE_FILE, Software
 from common.statement import Evidence, Statement
 from common.vault_facts import VaultFacts
-from server.audit.facts import (
-    Facts,
-    Group,
-    GroupRate,
-    Groups,
-    Refusal,
-    Round,
-    Utility,
-    WorstGroup,
-)
+from server.audit.facts import Facts, Refusal, Round
 from server.audit.ledgers import ledger_of
-from server.checkpoint import load
+from server.audit.rates import Group, GroupRate, Groups, Scores, Utility, WorstGroup
+from server.checkpoint import RoundRecord, load
 from server.report.run_record import read_run
 
+# What a deployed server scores after each round, see `server.training`.
+PUBLIC_SCORES = ("fnmr_at_fmr_1e-2", "fnmr_at_fmr_1e-3")
 # Where a simulated run leaves its evidence, see `simulations.evidence`.
 AUDIT, FEDERATION, STATEMENTS = "audit", "federation", "statements"
 
@@ -74,10 +68,11 @@ def collect(sources: Sources) -> Facts:
     roster = Roster.read(document, sources.bundle.roster_key)
     software = sources.run / SOFTWARE_FILE
     line = sources.bundle.roster_key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    simulated = (sources.run / "run.json").exists()
     return Facts(
         run_id=contract.run_id,
         model=saved.model_id,
-        trust="local",
+        trust=contract.trust,
         contract=contract,
         roster=document.decode(),
         roster_key=line.decode(),
@@ -89,10 +84,21 @@ def collect(sources: Sources) -> Facts:
             for node, reason in sorted(one.rejected)
         ),
         software=_software(software) if software.exists() else None,
-        utility=_utility(sources.run, contract) if (sources.run / "run.json").exists() else None,
+        utility=_utility(sources.run, contract) if simulated else None,
         groups=_groups(sources.evaluation) if sources.evaluation else None,
         vaults=tuple(_vault(path) for path in sources.vault_facts),
+        scores=() if simulated else _scores(history),
     )
+
+
+def _scores(history: Sequence[RoundRecord]) -> tuple[Scores, ...]:
+    """The first and the last round that the server scored on public test faces, if it did."""
+    found = [
+        Scores(one.round, *(one.scores[name] for name in PUBLIC_SCORES))
+        for one in history
+        if one.scores.keys() >= set(PUBLIC_SCORES)
+    ]
+    return (found[0], *found[-1:]) if len(found) > 1 else tuple(found)
 
 
 def _contract(saved: SavedModel) -> Contract:

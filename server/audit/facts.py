@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final
 
 from common.config import from_json, to_json
-from common.contract import Contract
+from common.contract import Contract, Trust
 from common.errors import InputError, Refused
-from common.metrics import Verification
+from common.ledger_format import Mechanism
 from common.software import Software
 from common.statement import Evidence
-from server.report.run_record import DetPoints
+from server.audit.rates import Groups, Scores, Utility
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+READABLE: Final = (1, 2)
+_COMPACT: Final[dict[str, Any]] = {"sort_keys": True, "separators": (",", ":")}
 _ESCAPES: Final = (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"))
 
 
@@ -34,66 +36,37 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Round:
-    """A finished round: how many updates the server used."""
+    """A finished round: how many updates the server used; 0 is a masked round without a sum."""
 
     round: int
     accepted: int
 
 
 @dataclass(frozen=True)
-class Utility:
-    """Verification rates on public test persons; measured by the server."""
-
-    before: Verification
-    public_only: Verification | None
-    after: Verification
-    det_before: DetPoints
-    det_after: DetPoints
-
-
-@dataclass(frozen=True)
-class GroupRate:
-    """An error rate in [0, 1] with its 95% interval."""
-
-    rate: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """False matches in one demographic group, and false non-matches where they were measured."""
-
-    group: str
-    pairs: int
-    fmr: GroupRate
-    fnmr: GroupRate | None
-
-
-@dataclass(frozen=True)
-class WorstGroup:
-    """The group with the most errors, and how many times the rate of all groups it has."""
-
-    group: str
-    ratio: float
-
-
-@dataclass(frozen=True)
-class Groups:
-    """All groups at one threshold; the worst ones are None where nobody erred."""
-
-    threshold: float
-    worst: WorstGroup | None
-    worst_missed: WorstGroup | None
-    groups: tuple[Group, ...]
-
-
-@dataclass(frozen=True)
 class Colluders:
-    """Epsilon against the server together with this many sites (secure aggregation only)."""
+    """What is left against the server together with this many sites (secure aggregation only).
+
+    Attributes:
+        shares: the fewest other sites whose noise is in a sum of this run.
+        epsilon, guess: the server keeps to the protocol.
+        lying, lying_guess: it tells sites different stories besides.
+    """
 
     sites: int
+    shares: int
     epsilon: float | None
+    guess: float
+    lying: float | None
+    lying_guess: float
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Epsilon of a site by its own noise alone: what it can be sure of, whoever else lies."""
+
+    site: str
+    epsilon: float | None
+    guess: float
 
 
 @dataclass(frozen=True)
@@ -103,13 +76,14 @@ class Facts:
     Attributes:
         roster, roster_key: the signed list of sites, and the OpenSSH key that it is checked with.
         model: the id (SHA-256) of the released model, 64 hex digits.
-        trust: `local`: each site adds all the noise itself, so `collusion` is empty.
+        trust: `local`: each site adds all the noise itself; `secagg`: a share of it.
         vaults: signed documents of vaults (see `common.vault_facts`).
+        scores: of the first and the last round that was scored, where there is no `utility`.
     """
 
     run_id: str
     model: str
-    trust: Literal["local"]
+    trust: Trust
     contract: Contract
     roster: str
     roster_key: str
@@ -120,6 +94,7 @@ class Facts:
     utility: Utility | None
     groups: Groups | None
     vaults: tuple[str, ...]
+    scores: tuple[Scores, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +104,7 @@ class RoundSpending:
     Attributes:
         alone, total: epsilon of this round by itself, and of all up to it; None: no bound.
         released: whether an update left the site; it is charged either way.
+        mechanism, shares: `discrete-shared`: the noise multiplier is that of so many sites' shares.
     """
 
     run_id: str
@@ -141,6 +117,8 @@ class RoundSpending:
     released: bool
     alone: float | None
     total: float | None
+    mechanism: Mechanism = "gaussian"
+    shares: int = 1
 
 
 @dataclass(frozen=True)
@@ -182,7 +160,7 @@ class Meaning:
     """What the worst site's releases allow the best possible attacker.
 
     Attributes:
-        mu: the Gaussian parameter, where all steps are full batches; else None.
+        mu: the Gaussian parameter, where all steps are Gaussian full batches; else None.
         guess: share of right guesses about a person as likely in as out.
     """
 
@@ -207,13 +185,17 @@ class Adversary:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was computed from the facts; `meaning` is None for a run without a bound."""
+    """All that was computed from the facts; `meaning` is None for a run without a bound.
+
+    `collusion` and `alone` are empty unless a site released masked updates.
+    """
 
     spending: tuple[Spending, ...]
     meaning: Meaning | None
     adversaries: tuple[Adversary, ...]
     collusion: tuple[Colluders, ...]
     declared_persons: float
+    alone: tuple[Alone, ...] = ()
 
     def of(self, site: str) -> Spending:
         """Return a site's spending; one that is not there is an InputError."""
@@ -255,7 +237,7 @@ class Report:
 
     def to_text(self) -> str:
         """Return the canonical text."""
-        text = json.dumps(json.loads(to_json(self)), indent=1, sort_keys=True)
+        text = json.dumps(_written(self), indent=1, sort_keys=True)
         for plain, escaped in _ESCAPES:
             text = text.replace(plain, escaped)
         return text + "\n"
@@ -264,14 +246,38 @@ class Report:
     def from_text(cls, text: str) -> Report:
         """Return the report of a text; another form is an InputError, another text Refused."""
         report = from_json(cls, text, where="report")
-        if report.format != FORMAT:
+        later = report.facts.trust != "local" or report.findings.collusion or report.facts.scores
+        if report.format not in READABLE or (report.format == 1 and later):
             raise InputError(f"a report of unknown format {report.format}")
         if report.to_text() != text:
             raise Refused("the text is not the canonical one of its values")
         return report
 
 
-def digest_of(facts: Facts, findings: Findings, veilface: str, created: str) -> str:
-    """Return the SHA-256 of all that the server signs, 64 hex digits."""
-    parts = (to_json(facts), to_json(findings), veilface, created)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def digest_of(
+    facts: Facts, findings: Findings, veilface: str, created: str, form: int = FORMAT
+) -> str:
+    """Return the SHA-256 of all that the server signs, 64 hex digits; format 1 left itself out."""
+    made = () if form == 1 else (str(form),)
+    plain = (json.dumps(_written(one), **_COMPACT) for one in (facts, findings))
+    return hashlib.sha256("\n".join((*plain, veilface, created, *made)).encode()).hexdigest()
+
+
+def _written(part: Report | Facts | Findings) -> dict[str, Any]:
+    """Return a part as plain values.
+
+    What format 1 did not have is written only where it differs from its default, as in ledgers, so
+    that a report of format 1 keeps its text and its signature.
+    """
+    found: dict[str, Any] = json.loads(to_json(part), object_hook=_without_defaults)
+    return found
+
+
+def _without_defaults(table: dict[str, Any]) -> dict[str, Any]:
+    kept = dict(table)
+    if (table.get("mechanism"), table.get("shares")) == ("gaussian", 1):
+        del kept["mechanism"], kept["shares"]
+    for name, other in (("scores", "refusals"), ("alone", "spending")):
+        if other in table and table[name] == []:
+            del kept[name]
+    return kept

@@ -51,8 +51,8 @@ class Attack:
         (1 + d) / 2 with d the total variation distance, delta(0): for the Gaussian Phi(mu/2).
         """
         if self.mu is not None:
-            return _up(float(ndtr(self.mu / 2)))
-        return _up((1 + max(self._zero(added) for added in (False, True))) / 2)
+            return up(float(ndtr(self.mu / 2)))
+        return up((1 + max(self._zero(added) for added in (False, True))) / 2)
 
     def trade_off(self) -> TradeOff:
         """Return the least miss rate at each false-alarm rate of any test for a person.
@@ -71,7 +71,7 @@ class Attack:
             flat = np.exp(-grid) * (1 - profile - rows)
             missed = np.maximum(0.0, np.maximum(steep, flat).max(axis=1))
         # Rounded down: never less dangerous than it is.
-        return TradeOff(FALSE_ALARMS, tuple(_down(float(value)) for value in missed))
+        return TradeOff(FALSE_ALARMS, tuple(down(float(value)) for value in missed))
 
     def posteriors(self) -> tuple[Posterior, ...]:
         """Return how sure the attacker becomes of a person who took part, for each prior.
@@ -85,7 +85,7 @@ class Attack:
         else:
             found = [self._losses(added=False).quantile(share) for share in shares]
         return tuple(
-            Posterior(prior, *(_up(_after(prior, loss)) for loss in found)) for prior in PRIORS
+            Posterior(prior, *(up(after(prior, loss)) for loss in found)) for prior in PRIORS
         )
 
     def _losses(self, *, added: bool) -> Losses:
@@ -106,18 +106,18 @@ class Attack:
         return grid, np.maximum(*both)
 
 
-def _after(prior: float, loss: float) -> float:
+def after(prior: float, loss: float) -> float:
     if loss > 700:
         return 1.0
     odds = prior / (1 - prior) * math.exp(loss)
     return odds / (1 + odds)
 
 
-def _up(value: float) -> float:
+def up(value: float) -> float:
     scale = 10**_DIGITS
     return min(1.0, math.ceil(value * scale - 1e-6) / scale)
 
 
-def _down(value: float) -> float:
+def down(value: float) -> float:
     scale = 10**_DIGITS
     return math.floor(value * scale + 1e-6) / scale

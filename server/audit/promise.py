@@ -6,8 +6,9 @@ import math
 
 from server.audit.curves import Axis, Line, chart, key
 from server.audit.facts import Spending
+from server.audit.sharing import assumption, certain, collusion
 from server.audit.view import View
-from server.audit.wording import in_hundred, share
+from server.audit.wording import in_hundred, nearly, share
 from server.report.wording import power
 
 BARS = 8  # more kinds of spending than that stand in the table only
@@ -28,16 +29,23 @@ def in_short(view: View) -> str:
     rest = w("short.used_up")
     if least >= _CENT:
         rest = w("short.some_left", budget=f"{worst.budget:g}", remaining=left(least))
-    promise = w("short.promise", guess=in_hundred(meaning.guess))
+    said, everyone = "short.promise", f"<p>{w('short.everyone')}</p>"
+    if view.shared:
+        said = "short.promise_shared"
+        everyone = f"<p><strong>{assumption(view)}</strong></p><p>{w('short.if_so')}</p>"
+        worst_alone = max(one.guess for one in view.findings.alone)
+        everyone += f"<p>{w('short.if_not', guess=nearly(worst_alone))}</p>"
+    promise = w(said, guess=in_hundred(meaning.guess))
     cards = (
         ("promised", f"<p>{promise}</p>{_odds(meaning.guess)}"),
-        ("against", f"<p>{w('short.everyone')}</p>"),
+        ("against", everyone),
         ("left", f"<p>{rest}</p>{_bars(view)}"),
     )
     body = "".join(
         f'<div class="card"><h3>{w(f"short.{name}")}</h3>{text}</div>\n' for name, text in cards
     )
-    headline = w("short.headline", epsilon=w.epsilon(worst.spent), delta=power(worst.delta))
+    name = "short.headline_shared" if view.shared else "short.headline"
+    headline = w(name, epsilon=w.epsilon(worst.spent), delta=power(worst.delta))
     return (
         f'<section class="verdict good" id="short">\n<h2>{headline}</h2>\n</section>\n'
         f'<div class="cards">\n{body}</div>\n<p class="quiet">{w("short.small")}</p>\n'
@@ -84,10 +92,10 @@ def meaning(view: View) -> str:
     w, found = view.w, view.findings.meaning
     if found is None:
         return view.section("meaning", view.plain("meaning.plain"), view.plain("meaning.none"))
-    curve = found.trade_off
+    curve, bound = found.trade_off, view.worst_is_bound
     points = list(zip((0.0, *curve.false_alarm), (1.0, *curve.missed), strict=True))
     lines = (
-        Line(points, "after", w("meaning.attack")),
+        Line(points, "after", w("meaning.attack_bound" if bound else "meaning.attack")),
         Line([(0.0, 1.0), (1.0, 0.0)], "quiet", w("meaning.blind"), dashed=True),
     )
     marks = [(mark, f"{100 * mark:g}%") for mark in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
@@ -102,13 +110,17 @@ def meaning(view: View) -> str:
     ]
     heads = ("meaning.before", "meaning.typical", "meaning.unlucky", "meaning.bound")
     form = "meaning.gaussian" if found.mu is not None else "meaning.sampled"
+    form = "meaning.bounded" if bound else form
     values = {"mu": f"{found.mu:.4f}"} if found.mu is not None else {}
     return view.section(
         "meaning",
         view.plain("meaning.plain"),
-        figure(w("meaning.figure"), alt, drawn + key(lines)),
+        view.plain("meaning.plain_bound") if bound else "",
+        figure(w("meaning.figure_bound" if bound else "meaning.figure"), alt, drawn + key(lines)),
         view.table(w("meaning.caption"), heads, rows),
-        view.quiet("meaning.note", delta=power(view.worst.delta)),
+        view.quiet(
+            "meaning.note_bound" if bound else "meaning.note", delta=power(view.worst.delta)
+        ),
         view.exactly(view.quiet(form, site=found.site, **values)),
     )
 
@@ -129,10 +141,12 @@ def exact(view: View) -> str:
         clip=f"{contract.privacy.max_grad_norm:g}",
         images=contract.images_per_person,
     )
+    statement = "exact.statement_shared" if view.shared else "exact.statement_value"
     rows = [
+        *([("assumption", assumption(view))] if view.shared else []),
         ("unit", w("exact.unit_value")),
         ("adjacency", w("exact.adjacency_value")),
-        ("statement", w("exact.statement_value").replace("<=", "&le;")),
+        ("statement", w(statement).replace("<=", "&le;")),
         ("epsilon", exact_epsilon(view, worst.spent)),
         ("delta", f"{delta} ({w(fits)})"),
         ("contribution", contribution),
@@ -154,19 +168,23 @@ def seen(view: View) -> str:
     rows = [
         (
             w(f"seen.{one.who}"),
-            w(f"seen.{one.who}_sees"),
+            w(f"seen.{one.who}_{'shared' if view.shared and one.who == 'two-sites' else 'sees'}"),
             w.epsilon(one.epsilon),
-            in_hundred(one.guess),
+            (nearly if view.shared else in_hundred)(one.guess),
         )
         for one in view.findings.adversaries
     ]
     heads = ("seen.who", "seen.sees", "seen.epsilon", "seen.guess")
-    local = "seen.local" if view.bounded else "seen.unbounded"
-    parts = [view.plain(local), view.table(w("seen.caption"), heads, rows, "second-wordy")]
-    if view.findings.collusion:
-        table = [(str(one.sites), w.epsilon(one.epsilon)) for one in view.findings.collusion]
-        parts.append(view.table(w("seen.collusion"), ("seen.colluders", "seen.epsilon"), table))
-    return view.section("seen", *parts, view.quiet("seen.own"))
+    table = view.table(w("seen.caption"), heads, rows, "second-wordy")
+    if not view.shared:
+        local = "seen.local" if view.bounded else "seen.unbounded"
+        return view.section("seen", view.plain(local), table, view.quiet("seen.own"))
+    parts = [view.plain("seen.secagg"), f"<p><strong>{assumption(view)}</strong></p>"]
+    parts.append("" if view.bounded else view.plain("seen.unbounded_shared"))
+    more = (*collusion(view), *certain(view))
+    return view.section(
+        "seen", *parts, table, view.quiet("seen.shared_note"), *more, view.quiet("seen.own")
+    )
 
 
 def figure(title: str, alt: str, drawn: str) -> str:

@@ -9,6 +9,8 @@ from common.config import digest
 from common.software import Software
 from common.vault_facts import VaultFacts
 from server.audit.facts import digest_of
+from server.audit.sharing import rounds as masked_rounds
+from server.audit.sharing import spans
 from server.audit.view import View
 
 _ARTICLES = ("art5", "art9", "art17", "art30", "art32", "art35", "nist2", "nist3", "nist4")
@@ -39,29 +41,38 @@ def mechanism(view: View) -> str:
     """Mechanism, sampler, noise, clip, accountants: as the contract says."""
     w, contract = view.w, view.facts.contract
     privacy, found = contract.privacy, view.findings.meaning
-    full = privacy.sample_rate == 1.0
+    masking, full = contract.masking, privacy.sample_rate == 1.0
     sampler = (
         w("mechanism.sampler_full")
         if full
         else w("mechanism.sampler_poisson", rate=f"{privacy.sample_rate:g}")
     )
     secret = all(row.private for one in view.findings.spending for row in one.rounds)
+    generator = "generator_shared" if masking else "generator_value"
     rows = [
-        ("mechanism", w("mechanism.mechanism_value")),
+        ("mechanism", w(f"mechanism.mechanism_{'shared' if masking else 'value'}")),
         ("clip", f"{privacy.max_grad_norm:g}"),
         ("multiplier", f"{privacy.noise_multiplier:g}"),
         ("sampler", sampler),
-        ("generator", w("mechanism.generator_value" if secret else "mechanism.generator_none")),
+        ("generator", w(f"mechanism.{generator if secret else 'generator_none'}")),
         ("denominator", f"{privacy.public_denominator:g}"),
         ("rounds", f"{contract.rounds}, {contract.local_steps}"),
         ("loss", escape(contract.loss.name)),
         ("backbone", escape(f"{contract.backbone}, {contract.train_set}")),
     ]
+    if masking is not None:
+        rows += [
+            ("terms", f"{masking.minimum}, {masking.colluders}"),
+            ("share", f"{masking.sigma:.6g}"),
+            ("dimension", f"{masking.dimension:,}"),
+            ("masks", w("mechanism.masks_value")),
+        ]
     if found is not None:
+        third = "mechanism.third_shared" if view.shared else "mechanism.third_value"
         rows += [
             ("accountant", _said(view, found.accountant, view.worst.spent)),
             ("second", _said(view, found.second_accountant, found.second)),
-            ("third", w("mechanism.third_value")),
+            ("third", w(third)),
         ]
     rows += [
         ("digest", _code(digest(contract))),
@@ -85,7 +96,12 @@ def _said(view: View, accountant: str, epsilon: float | None) -> str:
 
 def gaps(view: View) -> str:
     """What the promise does not say."""
-    items = "".join(f"<li>{item}</li>" for item in view.w.items("gaps.items"))
+    w = view.w
+    noise = w("gaps.exact" if view.facts.contract.masking else "gaps.grid")
+    several = w("gaps.several_shared" if view.shared else "gaps.several_local")
+    listed = w.items("gaps.items", noise=noise, several=several)
+    listed += w.items("gaps.shared") if view.shared else []
+    items = "".join(f"<li>{item}</li>" for item in listed)
     return view.section("gaps", view.plain("gaps.plain"), f"<ul>{items}</ul>")
 
 
@@ -99,6 +115,9 @@ def consent(view: View) -> str:
         limits = (w("consent.own_budget"), *[w("number.none")] * 3)
         if agreed is not None:
             trust = escape(", ".join(agreed.trust))
+            if "secagg" in agreed.trust:
+                terms = (agreed.survivors, agreed.colluders)
+                trust += f" ({w('consent.terms', survivors=terms[0], colluders=terms[1])})"
             run, rounds = f"{agreed.epsilon_per_run:g}", str(agreed.rounds_per_run)
             limits = (run, rounds, trust, _codes(agreed.code))
         rows.append((one.site, escape(one.issued[:10]), budgets[one.site], *limits))
@@ -119,30 +138,21 @@ def _code(text: str) -> str:
 def refusals(view: View) -> str:
     """Answers that were not used."""
     w, found = view.w, view.facts.refusals
+    masked = masked_rounds(view) if view.shared else []
     if not found:
-        return view.section("refusals", view.plain("refusals.none", rounds=len(view.facts.rounds)))
+        none = view.plain("refusals.none", rounds=len(view.facts.rounds))
+        return view.section("refusals", none, *masked)
     counts = Counter(one.reason for one in found)
     rounds = defaultdict(set)
     for one in found:
         rounds[one.reason].add(one.round)
     rows = [
-        (escape(reason), _spans(sorted(rounds[reason])), str(count))
+        (escape(reason), spans(sorted(rounds[reason])), str(count))
         for reason, count in sorted(counts.items())
     ]
     heads = ("refusals.reason", "refusals.rounds", "refusals.count")
     table = view.table(w("refusals.caption"), heads, rows)
-    return view.section("refusals", view.plain("refusals.plain"), table)
-
-
-def _spans(rounds: list[int]) -> str:
-    """Rounds as 1-4, 7."""
-    spans: list[list[int]] = []
-    for one in rounds:
-        if spans and one == spans[-1][1] + 1:
-            spans[-1][1] = one
-        else:
-            spans.append([one, one])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return view.section("refusals", view.plain("refusals.plain"), table, *masked)
 
 
 def vaults(view: View) -> str:
@@ -216,7 +226,9 @@ def mapping(view: View) -> str:
 def check(view: View) -> str:
     """How to check all of it."""
     report = view.report
-    sha256 = digest_of(report.facts, report.findings, report.veilface, report.created)
+    sha256 = digest_of(
+        report.facts, report.findings, report.veilface, report.created, report.format
+    )
     command = f"veilface audit verify report.json --fingerprint {view.fingerprint}"
     return view.section(
         "check",

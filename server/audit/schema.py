@@ -8,8 +8,15 @@ import types
 import typing
 from typing import Any, Literal, get_args, get_origin
 
-from server.audit.facts import Report
+from server.audit.facts import Facts, Findings, Report, RoundSpending
 
+# Written only where they differ from their defaults, so that format 1 fits as well.
+_LATER = (
+    (Facts, "scores"),
+    (Findings, "alone"),
+    (RoundSpending, "mechanism"),
+    (RoundSpending, "shares"),
+)
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
@@ -19,7 +26,7 @@ def schema_text() -> str:
     root = _schema(Report, definitions)
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Veilface audit report, format 1",
+        "title": "Veilface audit report, formats 1 and 2",
         **root,
         "$defs": dict(sorted(definitions.items())),
     }
@@ -47,7 +54,7 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
             "type": "object",
             "description": (kind.__doc__ or "").split("\n", maxsplit=1)[0],
             "properties": {one: _schema(hints[one], definitions) for one in fields},
-            "required": fields,
+            "required": [one for one in fields if (kind, one) not in _LATER],
             "additionalProperties": False,
         }
     return {"$ref": f"#/$defs/{name}"}

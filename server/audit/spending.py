@@ -53,6 +53,8 @@ def spending(view: View) -> str:
     parts.append(view.table(w("spending.caption", delta=power(worst.delta)), heads, rows))
     tables = [_by_round(view, names, one) for names, one in view.alike]
     parts.append(view.exactly(*tables, view.quiet("spending.not_additive")))
+    if view.shared:
+        parts.insert(1, view.plain("spending.shared"))
     return view.section("spending", *parts)
 
 

@@ -17,11 +17,12 @@ from common.roster import Roster
 from common.signing import fingerprint, public_key
 from common.statement import Evidence, Statement
 from common.vault_facts import VaultFacts
-from server.audit.assess import SiteLedger, ledgers_of
+from server.audit.assess import SiteLedger, ledgers_of, rests_on_others
 from server.audit.collect import check_statement
 from server.audit.facts import Facts, Report, digest_of
 from server.audit.ledgers import ledger_of
 from server.audit.recompute import Auditor, difference
+from server.audit.renyi import multiplier
 from server.audit.seal import check_seal
 
 Outcome = Literal["holds", "FAILS", "stated", "note"]
@@ -120,7 +121,7 @@ def _signed_roster(facts: Facts) -> str:
 
 def _sealed(report: Report) -> None:
     facts = report.facts
-    sha256 = digest_of(facts, report.findings, report.veilface, report.created)
+    sha256 = digest_of(facts, report.findings, report.veilface, report.created, report.format)
     key = public_key(facts.roster_key.encode())
     check_seal(report.seal, sha256, _roster(facts).federation, key)
 
@@ -158,7 +159,12 @@ def _content(report: Report) -> Iterator[Check]:
         yield holds(what, partial(auditor.check_site, site))
         yield holds(f"{site.site} stayed within its budget", partial(auditor.check_budget, site))
     what = "the auditor's accountant finds the epsilons against each adversary"
-    yield holds(what, partial(auditor.check_adversaries, ledgers))
+    if rests_on_others(facts, ledgers):
+        yield holds("each share of noise is as large as was agreed", partial(_noise, facts))
+        yield holds("no sum is over fewer sites than was agreed", partial(_survivors, facts))
+        yield holds(what, partial(auditor.check_shared, facts, ledgers))
+    else:
+        yield holds(what, partial(auditor.check_adversaries, ledgers))
     yield holds("all else that was computed follows from the evidence", partial(difference, report))
     yield from _open_points(facts, missing)
 
@@ -167,11 +173,15 @@ def _constants(facts: Facts, ledgers: tuple[SiteLedger, ...]) -> str:
     contract, privacy = facts.contract, facts.contract.privacy
     if facts.run_id != contract.run_id:
         raise InputError("the report names another run than its contract")
+    if facts.trust != contract.trust:
+        raise InputError("the report names another trust model than its contract")
     wanted = (
         privacy.noise_multiplier,
         privacy.sample_rate,
         contract.local_steps,
         privacy.max_grad_norm,
+        contract.mechanism,
+        1 if contract.masking is None else contract.masking.terms.honest,
     )
     others: set[str] = set()
     for site, evidence in zip(ledgers, facts.sites, strict=True):
@@ -180,12 +190,43 @@ def _constants(facts: Facts, ledgers: tuple[SiteLedger, ...]) -> str:
         if digest(contract) not in Statement.unverified(evidence.statement).contracts:
             raise InputError(f"{site.site} does not state that it was given this contract")
         for entry in site.reservations:
-            found = (entry.noise_multiplier, entry.sample_rate, entry.steps, entry.max_grad_norm)
+            found = (
+                entry.noise_multiplier,
+                entry.sample_rate,
+                entry.steps,
+                entry.max_grad_norm,
+                entry.mechanism,
+                entry.shares,
+            )
             if entry.run_id != contract.run_id:
                 others.add(entry.run_id)
             elif found != wanted or entry.round > contract.rounds:
                 raise InputError(f"round {entry.round} of {site.site} is not")
     return f"{len(others)} other runs are in the ledgers and counted" if others else ""
+
+
+def _noise(facts: Facts) -> str:
+    """The multiplier in every ledger is that of the honest shares, found from the constants."""
+    masking, privacy = facts.contract.masking, facts.contract.privacy
+    if masking is None:
+        return "in this run each site adds all of it"
+    if privacy.epsilon is None:
+        return "NOT PRIVATE: there is none"
+    found = multiplier(masking, privacy.max_grad_norm, masking.terms.honest)
+    if found < privacy.noise_multiplier * (1 - 1e-9):
+        raise InputError(f"{masking.terms.honest} shares make {found:.6g}, less than was charged")
+    return f"{masking.terms.honest} shares make {found:.6g}, {privacy.noise_multiplier:g} charged"
+
+
+def _survivors(facts: Facts) -> str:
+    masking = facts.contract.masking
+    if masking is None:
+        return "in this run nothing is summed"
+    for one in facts.rounds:
+        if 0 < one.accepted < masking.minimum:
+            raise InputError(f"round {one.round} is over {one.accepted}, agreed {masking.minimum}")
+    lost = sum(one.accepted == 0 for one in facts.rounds)
+    return f"{len(facts.rounds) - lost} sums, {lost} rounds lost"
 
 
 def _accepted(facts: Facts, ledgers: tuple[SiteLedger, ...]) -> None:
@@ -204,7 +245,12 @@ def _open_points(facts: Facts, missing: list[str]) -> Iterator[Check]:
     if any(Statement.unverified(one.statement).simulated for one in facts.sites):
         detail = "one machine held all keys: the signatures prove no independence of the sites"
         yield Check("note", "this is a simulation", detail)
-    if facts.utility or facts.groups:
+    if facts.trust == "secagg":
+        detail = "as the server counted; charges in ledgers do not depend on it"
+        yield Check("stated", "how many sites survived each round", detail)
+        detail = "no report can show that sites do not help the server"
+        yield Check("note", "the charged epsilons rest on an assumption", detail)
+    if facts.utility or facts.groups or facts.scores:
         yield Check("stated", "error rates", "measured on public data, signed by the server")
     if facts.refusals:
         yield Check("stated", "answers that were not used", "as recorded and signed by the server")

@@ -55,6 +55,22 @@ class View:
         """Whether every site has a bound."""
         return self.findings.meaning is not None
 
+    @property
+    def shared(self) -> bool:
+        """Whether anything rests on noise that other sites add."""
+        return bool(self.findings.alone)
+
+    @property
+    def worst_is_bound(self) -> bool:
+        """Whether the worst site's releases are known by a bound only, not exactly."""
+        return any(row.mechanism == "discrete-shared" for row in self.worst.rounds)
+
+    @property
+    def fewest_shares(self) -> int:
+        """The fewest sites whose noise a charge in any ledger rests on."""
+        rows = [row for one in self.findings.spending for row in one.rounds]
+        return min((row.shares for row in rows if row.mechanism == "discrete-shared"), default=1)
+
     @cached_property
     def alike(self) -> tuple[tuple[str, Spending], ...]:
         """Sites that spent the same in the same rounds, their names together."""

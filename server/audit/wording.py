@@ -27,9 +27,9 @@ class Wording:
         plain = {key: escape(str(value)) for key, value in values.items()}
         return self._texts[section][key].format(**plain)
 
-    def items(self, name: str) -> list[str]:
+    def items(self, name: str, **values: object) -> list[str]:
         """Return the entries of a list."""
-        entries = self(name).strip().split(";\n")
+        entries = self(name, **values).strip().split(";\n")
         return [entry.strip().rstrip(".。") for entry in entries]
 
     def epsilon(self, value: float | None) -> str:
@@ -49,6 +49,12 @@ def share(value: float) -> str:
     places = 1 if value <= 0.999 or value == 1.0 else 2
     scale = 10.0 ** (2 + places)
     return f"{math.ceil(value * scale - 1e-6) / 10**places:.{places}f}%"
+
+
+def nearly(value: float) -> str:
+    """The same, with two places above 99, so that almost certain is not called certain."""
+    places = 0 if value <= 0.99 else 2
+    return f"{math.ceil(value * 10 ** (2 + places) - 1e-6) / 10**places:.{places}f}"
 
 
 def in_hundred(value: float) -> str:
