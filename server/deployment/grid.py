@@ -16,7 +16,7 @@ import httpx
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
@@ -119,7 +119,9 @@ class RosterGrid(HttpGrid):
         One that cannot be read, is too large, or names another sender than whose it is, is none.
         """
         client, run_id = self._runtime_client, self.run.run_id
-        found = client.PullMessages(PullAppMessagesRequest(message_ids=asked.out))
+        found = PullAppMessagesResponse()
+        if asked.unanswered:
+            found = client.PullMessages(PullAppMessagesRequest(message_ids=asked.unanswered))
         pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run_id)
         confirm = make_confirm_message_received_fn_protobuf(
             client.ConfirmMessageReceived, self.node, run_id
@@ -186,6 +188,16 @@ class Asked:
             self._undelivered.append(question)
             return False
         return True
+
+    @property
+    def unanswered(self) -> list[str]:
+        """The ids of the questions whose answers are not even announced.
+
+        The SuperLink forgets a question once it has handed out the head of its answer, and would
+        say of it that it cannot be found.
+        """
+        announced = {one.question for one in self.announced}
+        return [name for name in self._out if name not in announced]
 
     def room_of(self, name: str) -> int:
         """Return how many bytes the answer to a question may have."""
