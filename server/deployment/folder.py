@@ -242,7 +242,7 @@ class RunFolder:
         return (self.path / "cancel").exists()
 
     def cancel(self) -> None:
-        """Ask that the run be left after the round that is under way."""
+        """Ask that the run be left, within a second or two, in the middle of a round as it may be."""
         self.request()
         write_private(self.path / "cancel", b"")
 
