@@ -242,7 +242,7 @@ class RunFolder:
         return (self.path / "cancel").exists()
 
     def cancel(self) -> None:
-        """Ask that the run be left, within a second or two, in the middle of a round as it may be."""
+        """Ask that the run be left, in the middle of a round if need be."""
         self.request()
         write_private(self.path / "cancel", b"")
 
