@@ -16,11 +16,11 @@ from client.folder import FolderConfig, open_folder
 from client.link import ServerLink
 from client.masked_site import Identity
 from client.node import Node
-from common.bundle import CONTRACT, ROSTER, ROSTER_KEY, Bundle
+from common.bundle import CONTRACT, Bundle
 from common.bundle_options import OpenedBundle, open_from_stdin
 from common.errors import InputError, Refused
-from common.roster import Roster, RosterStore
-from common.signing import fingerprint, public_key
+from common.pinning import pin
+from common.roster import Roster
 from common.storage import make_private_directory, write_private
 from common.supervision import (
     Part,
@@ -97,16 +97,9 @@ def settle_policy(bundle: Bundle, state: Path, given: Path | None, *, accept: bo
     return policy
 
 
-def pin(bundle: Bundle, state: Path) -> Roster:
-    """Keep the federation's key and newest roster; another federation's, or none, is Refused."""
-    pinned = make_private_directory(state) / "roster.pub"
-    if pinned.exists() and public_key(pinned.read_bytes()) != bundle.roster_key:
-        kept = fingerprint(public_key(pinned.read_bytes()))
-        raise Refused(
-            f"{state} belongs to another federation, {kept}", hint="choose another --state"
-        )
-    write_private(pinned, bundle.file(ROSTER_KEY))
-    roster = RosterStore(state / "roster", bundle.roster_key).newest(bundle.file(ROSTER))
+def admitted(bundle: Bundle, state: Path) -> Roster:
+    """Return the newest roster that is known here; a site that is not on it is Refused."""
+    roster = pin(bundle, state)
     if bundle.manifest.party not in {site.name for site in roster.sites}:
         raise Refused(f"{bundle.manifest.party} was revoked", hint="ask the federation's operator")
     return roster
@@ -116,7 +109,7 @@ def up(opened: OpenedBundle, options: SiteOptions) -> NoReturn:
     """Become the supervisor of a site's node."""
     folder = options.folder
     with only_one(folder.state) as lock:
-        pin(opened.bundle, folder.state)
+        admitted(opened.bundle, folder.state)
         open_folder(folder, SitePolicy.read(policy_path(folder.state)))  # refuses before it starts
         become_supervisor(Supervision((_node(opened, options),), lock, "", options.verbose))
 

@@ -6,12 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from common.bundle import CONTRACT, ROSTER, ROSTER_KEY
+from common.bundle import CONTRACT
 from common.bundle_options import OpenedBundle
-from common.errors import Refused
-from common.roster import Roster, RosterStore
-from common.signing import fingerprint, public_key
-from common.storage import make_private_directory, write_private
+from common.pinning import pin
+from common.roster import Roster
+from common.storage import write_private
 from common.supervision import Part, Supervision, become_supervisor, only_one, python
 from common.web.server import bracketed
 from server.deployment.folder import ServerFolder
@@ -29,16 +28,8 @@ def at(address: Address) -> str:
 def install(opened: OpenedBundle, path: Path) -> ServerFolder:
     """Bring a bundle's public files into the server's folder; another federation's is Refused."""
     bundle = opened.bundle
-    folder = ServerFolder(make_private_directory(path))
-    pinned = folder.path / "roster.pub"
-    own = bundle.file(ROSTER_KEY)
-    if pinned.exists() and public_key(pinned.read_bytes()) != bundle.roster_key:
-        kept = fingerprint(public_key(pinned.read_bytes()))
-        raise Refused(
-            f"{path} belongs to another federation, {kept}", hint="choose another --state"
-        )
-    write_private(pinned, own)
-    RosterStore(folder.path / "roster", bundle.roster_key).newest(bundle.file(ROSTER))
+    pin(bundle, path)
+    folder = ServerFolder(path)
     if any(file.name == CONTRACT for file in bundle.files):
         write_private(folder.path / "terms.json", bundle.file(CONTRACT))
     return folder
