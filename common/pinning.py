@@ -1,4 +1,4 @@
-"""The federation that a folder belongs to: its key is kept at the first start, and never another."""
+"""The federation that a folder belongs to: its key is kept at the first start, and no other."""
 
 from __future__ import annotations
 
