@@ -288,9 +288,10 @@ def fill(path: Path) -> None:
 
 
 def _said(run: RunFolder, site: str) -> str:
-    """Why a site's last answer was not used."""
+    """Why a site's last answer was not used; progress is told just after a round is recorded."""
     progress = run.progress()
-    return next(s.refused for s in progress.sites if s.site == site) if progress else ""
+    sites = progress.sites if progress else ()
+    return next((said.refused for said in sites if said.site == site), "")
 
 
 def test_a_site_whose_disk_is_full_releases_nothing_says_so_and_comes_back(shared: Rig) -> None:
