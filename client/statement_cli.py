@@ -10,8 +10,7 @@ from client.consent import SitePolicy
 from client.statement import evidence_of
 from client.vault.facts import facts_of
 from client.vault_options import VaultOptions, vault_options
-from common.bundle import Bundle
-from common.errors import InputError
+from common.bundle_options import OpenedBundle, bundle_options
 from common.storage import write_private
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -22,30 +21,16 @@ _OUT = click.option(
 
 @click.command()
 @click.argument("state", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--bundle", required=True, type=click.Path(exists=True, path_type=Path), help="The site's own."
-)
-@click.option("--fingerprint", help="Of the roster key, as the operator told it.")
-@click.option("--passphrase-file", type=_FILE, help="Opens a sealed bundle.")
+@bundle_options
 @click.option("--policy", type=_FILE, help="policy.toml: what the site agreed to.")
 @_OUT
-def statement(
-    state: Path,
-    bundle: Path,
-    fingerprint: str | None,
-    passphrase_file: Path | None,
-    policy: Path | None,
-    out: Path,
-) -> None:
+def statement(state: Path, opened: OpenedBundle, policy: Path | None, out: Path) -> None:
     """Sign this site's ledger in STATE for the audit report of its federation.
 
     The file holds the ledger (rounds, noise, budget) and no image, name or count of persons.
     """
-    opened = Bundle.read(bundle, expected=fingerprint)
-    if passphrase_file is not None:
-        opened = opened.unlocked(_passphrase(passphrase_file))
     agreed = SitePolicy.read(policy) if policy else None
-    write_private(out, evidence_of(state, opened, policy=agreed).to_bytes())
+    write_private(out, evidence_of(state, opened.bundle, policy=agreed).to_bytes())
     click.echo(str(out))
 
 
@@ -56,10 +41,3 @@ def vault_facts(options: VaultOptions, out: Path) -> None:
     """Sign what an auditor may know of a vault: counts, encryption, rotations, erasures."""
     write_private(out, facts_of(options.where, options.lock()).encode())
     click.echo(str(out))
-
-
-def _passphrase(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error

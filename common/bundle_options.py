@@ -13,7 +13,7 @@ from typing import Any, Final
 import click
 
 from common.bundle import Bundle
-from common.errors import InputError, Refused
+from common.errors import InputError, Refused, SealError
 
 PASSPHRASE_VARIABLE: Final = "VEILFACE_BUNDLE_PASSPHRASE"
 
@@ -34,10 +34,18 @@ class OpenedBundle:
 
 def bundle_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of a bundle, as one argument `opened`."""
+    return _with_options(command, required=True)
 
+
+def optional_bundle_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same where a command also works without a bundle: `opened` is None then."""
+    return _with_options(command, required=False)
+
+
+def _with_options(command: Callable[..., Any], *, required: bool) -> Callable[..., Any]:
     @click.option(
         "--bundle",
-        required=True,
+        required=required,
         type=click.Path(exists=True, path_type=Path, resolve_path=True),
         help="The archive or folder from the federation's operator.",
     )
@@ -46,24 +54,38 @@ def bundle_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_options(
         *arguments: Any,
-        bundle: Path,
+        bundle: Path | None,
         fingerprint: str | None,
         passphrase_file: Path | None,
         **others: Any,
     ) -> Any:
-        opened = open_bundle(bundle, fingerprint, lambda: _passphrase(passphrase_file))
+        opened = None
+        if bundle is not None:
+            opened = open_bundle(bundle, fingerprint, lambda: _passphrase(passphrase_file))
+        elif fingerprint or passphrase_file:
+            raise InputError("of which bundle?", hint="--bundle belongs to that option")
         return command(*arguments, opened=opened, **others)
 
     return with_options
 
 
 def open_bundle(path: Path, fingerprint: str | None, passphrase: Callable[[], str]) -> OpenedBundle:
-    """Return a bundle with its keys; `passphrase` is asked for only if they are sealed."""
+    """Return a bundle with its keys; `passphrase` is asked for only if they are sealed.
+
+    A wrong one is an InputError: what was sealed is as it was, since the bundle's sums were right.
+    """
     bundle = Bundle.read(path, expected=fingerprint)
     if not bundle.sealed:
         return OpenedBundle(bundle, path, None)
     told = passphrase()
-    return OpenedBundle(bundle.unlocked(told), path, told)
+    try:
+        return OpenedBundle(bundle.unlocked(told), path, told)
+    except SealError as error:
+        party = bundle.manifest.party
+        raise InputError(
+            f"this passphrase does not open the keys of {party}",
+            hint=f"give the one of {party}'s bundle, or ask the operator to issue it again",
+        ) from error
 
 
 def open_from_stdin(path: Path) -> Bundle:

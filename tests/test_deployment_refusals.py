@@ -112,7 +112,7 @@ def test_sealed_keys_open_with_the_passphrase_alone(people_folder: Path, rig: Ri
     )  # fmt: skip
     for words in (site(sealed, "--accept-terms"), server(sealed)):
         refused(2, "sealed", *words)
-        refused(3, "wrong key", *words, "--passphrase-file", wrong)
+        refused(2, "passphrase does not open", *words, "--passphrase-file", wrong)
         refused(2, "none", *words, "--passphrase-file", rig.root / "none")
         with pytest.raises(AssertionError, match="not refused"):
             command(*words, "--passphrase-file", secret)

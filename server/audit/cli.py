@@ -9,7 +9,8 @@ from typing import Final
 
 import click
 
-from common.bundle import SERVER, Bundle
+from common.bundle import Bundle
+from common.bundle_options import OpenedBundle, optional_bundle_options
 from common.errors import InputError, VeilfaceError
 from common.storage import make_private_directory, write_private
 from server.audit.build import build_report
@@ -19,7 +20,6 @@ from server.audit.page import render, split
 from server.audit.seal import Signer, check_pdf
 from server.audit.verify import Check, check_text, failed, holds
 from server.audit.wording import LANGUAGES, Language
-from server.provisioning.request import Passphrases
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _JSON, _HTML, _PDF = "report.json", "report.html", "report.pdf"
@@ -31,10 +31,7 @@ _LARGEST: Final = 256 << 20
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
 @click.option("--language", type=click.Choice(LANGUAGES), default="en", show_default=True)
-@click.option(
-    "--bundle", type=click.Path(exists=True, path_type=Path), help="The server's own, to sign."
-)
-@click.option("--passphrase-file", type=_FILE, help="Opens a sealed bundle.")
+@optional_bundle_options
 @click.option("--roster", type=_FILE, help="The newest roster.  [default: the bundle's]")
 @click.option("--statement", "statements", type=_FILE, multiple=True, help="Of a site; repeat.")
 @click.option("--evaluation", type=_FILE, help="Of 'veilface evaluate --groups --json'.")
@@ -44,8 +41,7 @@ def report(
     run: Path,
     out: Path,
     language: Language,
-    bundle: Path | None,
-    passphrase_file: Path | None,
+    opened: OpenedBundle | None,
     roster: Path | None,
     statements: tuple[Path, ...],
     evaluation: Path | None,
@@ -58,19 +54,18 @@ def report(
     deployment, name the server's bundle and what each site handed in (veilface audit statement).
     """
     left_bundle, left_statements = left_by_simulation(run)
-    signs = bundle or left_bundle
-    if signs is None:
+    if opened is not None:
+        bundle = opened.bundle
+    elif left_bundle is not None:
+        bundle = Bundle.read(left_bundle)
+    else:
         raise InputError(
             f"{run} holds no bundle to sign the report with",
             hint="--bundle of the server and --statement of each site",
         )
-    opened = Bundle.read(signs)
-    if passphrase_file is not None:
-        given = Passphrases.read((str(passphrase_file),), ()).of(SERVER)
-        opened = opened.unlocked(given or "")
     handed_in = statements or left_statements
-    sources = Sources(run, opened, roster, handed_in, evaluation, vault_facts)
-    signer = Signer.of(opened)
+    sources = Sources(run, bundle, roster, handed_in, evaluation, vault_facts)
+    signer = Signer.of(bundle)
     made = build_report(sources, signer)
     text = made.to_text()
     found = {_JSON: text.encode(), _HTML: render(made, language).encode()}
