@@ -17,7 +17,7 @@ _TYPES: Final = {
     "js": "text/javascript",
     "svg": "image/svg+xml",
 }
-_SHARED: Final = ("page.css", "icon.svg", "dom.js", "service.js", "docs.js")
+_SHARED: Final = ("page.css", "icon.svg", "dom.js", "service.js", "gate.js", "docs.js")
 
 
 def page_files(package: str, scripts: Iterable[str]) -> Mapping[str, tuple[str, str]]:

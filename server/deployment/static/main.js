@@ -1,33 +1,26 @@
-// Unlocks the page with a token, and keeps it up to date while somebody looks.
+// Keeps the page up to date while somebody looks.
 
-import { call, me, token } from "./service.js";
+import { call } from "./service.js";
 import { failed, find, h, note, table } from "./dom.js";
+import { start } from "./gate.js";
 import { ago, number, run, state } from "./runs.js";
 
 const EVERY = 3000;
-const gate = find("#gate"), result = find("#gate .result"), field = find("#token");
+const everything = find("#everything");
 const drawn = new Map();
 let before = null, timer = 0;
 
-async function unlock() {
-  const { id, scopes } = await me();
+const lock = start(async (scopes) => {
   if (!scopes.includes("view")) throw Object.assign(new Error("This token is for metrics only."), {
     hint: "Ask for one with the scope “view”.",
   });
   await refresh();
-  find("#who").textContent = `Token ${id.slice(0, 6)}`;
-  gate.hidden = true;
-  find("#session").hidden = find("#everything").hidden = false;
-}
-
-function lock(...why) {
+  everything.hidden = false;
+  return find("#main");
+}, () => {
   clearTimeout(timer);
-  token.forget();
-  gate.hidden = false;
-  find("#session").hidden = find("#everything").hidden = true;
-  result.replaceChildren(...why);
-  field.focus();
-}
+  everything.hidden = true;
+});
 
 async function refresh() {
   clearTimeout(timer);
@@ -127,23 +120,6 @@ function told(old, found) {
     .map(([name, now]) => `${name} is ${now === "never" ? "new" : now}.`).join(" ");
 }
 
-find("#unlock").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  token.set(field.value.trim());
-  field.value = "";
-  result.replaceChildren(h("p", { class: "wait" }, "Working…"));
-  try {
-    await unlock();
-    result.replaceChildren();
-    find("#main").focus();
-  } catch (error) {
-    lock(failed(error));
-  }
-});
-find("#leave").addEventListener("click", () => { token.forget(); location.reload(); });
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden && before && gate.hidden) again();
+  if (!document.hidden && !everything.hidden) again();
 });
-
-if (token.get()) unlock().catch((error) => lock(failed(error)));
-else lock();
