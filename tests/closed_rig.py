@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -21,30 +21,19 @@ from common.terms import read_terms
 from server.deployment.folder import Progress, ServerFolder
 from server.provisioning.federation import create
 from server.provisioning.request import Endpoint, Passphrase, Passphrases, Settings
+from simulations.small_training import SMALL, training_toml
+from tests.process_rig import ROOT, free_port, wait_for
 from tests.provisioning_rig import archive
-from tests.test_deployment import ROOT, free_port, wait_for
 
 PASSPHRASE: Final = "correct-horse-battery-staple"
 SEALED: Final = Passphrases((Passphrase("", PASSPHRASE),))
-TRAINING: Final = """
-backbone = "lenet"
-
-[training]
-train_set = "adapter"
-loss = "public-negatives"
-rounds = {rounds}
-local_steps = 1
-epsilon = 8.0
-delta = 1e-4
-sample_rate = 1.0
-persons_per_site = 8.0
-aggregator = "mean"
-seed = 0
-minimum_sites = 1
-timeout = 20.0
-"""
 # What the trace of a process tree must hold of every connection.
 _STRACE: Final = ("strace", "-D", "-f", "--seccomp-bpf", "-e", "trace=connect,sendto,sendmsg")
+
+
+def few_terms(rounds: int) -> str:
+    """A `training.toml` that one site is enough for, and that waits for nobody for long."""
+    return training_toml(replace(SMALL, rounds=rounds, epsilon=8.0, minimum_sites=1, timeout=20.0))
 
 
 @dataclass
@@ -136,7 +125,7 @@ def federated(root: Path, people: Path, rounds: int) -> Iterator[Federated]:
         for folder in chosen:
             shutil.copytree(folder, root / name / folder.name)
     config = root / "training.toml"
-    config.write_text(TRAINING.format(rounds=rounds))
+    config.write_text(few_terms(rounds))
     settings = Settings("fed", Endpoint("127.0.0.1", made.port), sealed=True)
     now = datetime.now(UTC)
     contract = read_terms(config).to_bytes()

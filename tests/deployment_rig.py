@@ -7,15 +7,14 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import pytest
 
@@ -25,8 +24,9 @@ from common.terms import read_terms
 from server.deployment.folder import RunFolder, ServerFolder
 from server.provisioning.federation import create
 from server.provisioning.request import Endpoint, Passphrases, Settings
+from simulations.small_training import SMALL, training_toml
+from tests.process_rig import BIN, free_port
 from tests.provisioning_rig import OPEN, archive
-from tests.test_deployment import BIN, free_port
 
 T = TypeVar("T")
 PATIENCE: Final = 240.0
@@ -37,27 +37,11 @@ _PARTS: Final = {
     "server.deployment.coordinator": "coordinator",
     "client.up": "node",
 }
-_TRAINING: Final = """
-backbone = "lenet"
-
-[training]
-train_set = "adapter"
-loss = "public-negatives"
-rounds = {rounds}
-local_steps = {steps}
-epsilon = {epsilon}
-delta = 1e-4
-sample_rate = 1.0
-persons_per_site = 6.0
-aggregator = "mean"
-seed = 0
-minimum_sites = {minimum}
-"""
 
 
-def training(*, rounds: int, steps: int, epsilon: float, minimum: int) -> str:
-    """A `training.toml`: small models, quick rounds."""
-    return _TRAINING.format(rounds=rounds, steps=steps, epsilon=epsilon, minimum=minimum)
+def training(**changes: Any) -> str:
+    """A `training.toml`: small models, quick rounds, and as many persons as a rig's sites have."""
+    return training_toml(replace(SMALL, persons_per_site=6.0, **changes))
 
 
 def until(what: Callable[[], T | None], why: str, within: float = PATIENCE) -> T:
@@ -67,14 +51,6 @@ def until(what: Callable[[], T | None], why: str, within: float = PATIENCE) -> T
         assert time.monotonic() < deadline, f"not within {within:.0f} s: {why}"
         time.sleep(0.01)
     return found
-
-
-def listens(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -202,7 +178,8 @@ class Rig:
         for name, chosen in (
             ("one", folders[:6]),
             ("two", folders[6:12]),
-            ("public", folders[12:]),
+            ("three", folders[12:18]),
+            ("public", folders[18:]),
         ):
             for folder in chosen:
                 shutil.copytree(folder, self.root / name / folder.name)

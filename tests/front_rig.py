@@ -9,7 +9,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.common.constant import TIMESTAMP_HEADER
@@ -34,6 +32,7 @@ from server.deployment.superlink import Inside
 from server.provisioning.federation import create, revoke_sites
 from server.provisioning.request import Endpoint, Passphrases, Settings
 from tests.provisioning_rig import OPEN, archive
+from tests.serving_rig import served
 
 Header = tuple[str, str]
 _MAIN = "from server.deployment.front import main; main()"
@@ -124,20 +123,12 @@ class Upstream:
 
     @contextmanager
     def up(self) -> Iterator[None]:
-        config = uvicorn.Config(
-            self, port=self.inside.port, log_config=None, ws="none", lifespan="off",
-            ssl_certfile=self.inside.certificate, ssl_keyfile=self.inside.key,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
+        inside = self.inside
+        with served(
+            self, port=inside.port, lifespan="off",
+            ssl_certfile=inside.certificate, ssl_keyfile=inside.key,
+        ):  # fmt: skip
             yield
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @dataclass(frozen=True)

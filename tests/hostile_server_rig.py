@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import uvicorn
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
@@ -26,6 +24,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from common.app_bundle import app_hash
 from common.bundle import SERVER_CERTIFICATE, SERVER_KEY, Bundle
 from common.storage import make_private_directory, write_private
+from tests.serving_rig import served
 
 NODE: Final = 77
 RUN: Final = 5
@@ -156,21 +155,11 @@ class HostileServer:
         make_private_directory(where)
         for name in (SERVER_CERTIFICATE, SERVER_KEY):
             write_private(where / name, bundle.file(name))
-        config = uvicorn.Config(
-            self, port=0, log_config=None, ws="none", lifespan="off",
+        with served(
+            self, lifespan="off",
             ssl_certfile=where / SERVER_CERTIFICATE, ssl_keyfile=where / SERVER_KEY,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        self.port = server.servers[0].sockets[0].getsockname()[1]
-        try:
+        ) as self.port:  # fmt: skip
             yield
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def _bytes(message: Any) -> bytes:

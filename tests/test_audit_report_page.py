@@ -27,6 +27,7 @@ from server.audit.pdf import to_pdf
 from server.audit.rates import Group, GroupRate, Groups, WorstGroup
 from server.audit.wording import LANGUAGES, Language, Wording, in_hundred, share, texts
 from tests.audit_rig import DELTA, REJECTED, Case, make_run, report_of
+from tests.browser_rig import chromium, needs_browser
 
 
 def _has_pango() -> bool:
@@ -39,7 +40,6 @@ def _has_pango() -> bool:
 
 PAPER = _has_pango()
 needs_pango = pytest.mark.skipif(not PAPER, reason="WeasyPrint or its Pango is not installed")
-CHROMIUM = Path("/usr/bin/chromium")
 EXTERNAL = re.compile(
     r"""(?:src|href|action)\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)"""
 )
@@ -298,14 +298,9 @@ def test_the_group_rates_of_an_evaluation_stand_in_the_report(run: Path, tmp_pat
     assert isinstance(invoke(cli.report, run, *arguments).exception, InputError)
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
+@needs_browser
 def test_in_a_browser_the_page_fits_a_phone_and_asks_for_nothing(written: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
-        )
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 800})
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
@@ -314,4 +309,3 @@ def test_in_a_browser_the_page_fits_a_phone_and_asks_for_nothing(written: Path) 
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         first = page.locator(".cards").bounding_box()
         assert first is not None and first["y"] < 800, "the promise is on the first screen"
-        browser.close()

@@ -46,8 +46,8 @@ from server.deployment.superlink import Inside
 from tests.closed_rig import PASSPHRASE, Federated, federated
 from tests.front_rig import federation
 from tests.hostile_site_rig import HostileSite
+from tests.process_rig import BIN, processes, wait_for
 from tests.provisioning_rig import private_value
-from tests.test_deployment import BIN, processes, wait_for
 
 ROUNDS = 8
 PATIENCE = 240.0

@@ -16,29 +16,13 @@ from common.contract import Contract
 from common.errors import BudgetExceeded, InputError, Refused
 from common.ledger import Genesis, Ledger
 from common.terms import Terms, TrainingConfig, read_terms
-
-TRAINING = """
-backbone = "lenet"
-
-[training]
-train_set = "adapter"
-loss = "public-negatives"
-rounds = 4
-local_steps = 1
-epsilon = 2.0
-delta = 1e-4
-sample_rate = 1.0
-persons_per_site = 8.0
-aggregator = "mean"
-seed = 0
-minimum_sites = 2
-"""
+from simulations.small_training import SMALL, training_toml
 
 
 @pytest.fixture
 def terms(tmp_path: Path) -> Terms:
     path = tmp_path / "training.toml"
-    path.write_text(TRAINING)
+    path.write_text(training_toml(dataclasses.replace(SMALL, rounds=4)))
     return read_terms(path)
 
 

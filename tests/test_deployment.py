@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,33 +19,11 @@ from common.app_bundle import app_hash
 from common.backbones.weights import load_model
 from common.ledger import verify
 from common.spending import spent
+from simulations.small_training import SMALL, training_toml
+from tests.process_rig import BIN, code_copy, free_port, processes, wait_for
 
-ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
 ROUNDS = 2
 PATIENCE = 180.0
-
-TOML = """
-run_id = "deployed"
-out = "{out}"
-public = "{public}"
-backbone = "lenet"
-aligned = true
-
-[training]
-train_set = "adapter"
-loss = "public-negatives"
-rounds = {rounds}
-local_steps = 1
-epsilon = 2.0
-delta = 1e-4
-sample_rate = 1.0
-persons_per_site = 8.0
-aggregator = "mean"
-seed = 0
-minimum_sites = 2
-timeout = 120.0
-"""
 
 POLICY = """
 backbones = ["lenet"]
@@ -61,23 +36,6 @@ survivors = 0
 colluders = 0
 code = ["{code}"]
 """
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(port: int, deadline: float) -> None:
-    """Wait until something listens on a loopback port: `flwr run` does not try twice."""
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, f"nothing listens on port {port}"
-            time.sleep(0.2)
 
 
 class Tap:
@@ -119,46 +77,6 @@ class Tap:
         self._server.close()
 
 
-@contextmanager
-def processes(
-    *commands: tuple[list[str], Path, dict[str, str]],
-) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run commands in their own process groups, output to a file each, until the block ends."""
-    running = []
-    try:
-        for command, log, environment in commands:
-            with log.open("wb") as output:
-                running.append(
-                    subprocess.Popen(
-                        command,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        env=environment,
-                        start_new_session=True,
-                    )
-                )
-        yield running
-    finally:
-        for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        for process in running:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def bundle(tmp_path: Path) -> Path:
-    """A copy of what the app bundle holds, so that the checkout's own folders stay out of it."""
-    app = tmp_path / "app"
-    for room in ("common", "client", "server"):
-        shutil.copytree(ROOT / room, app / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, app / name)
-    return app
-
-
 def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
     people_folder: Path, tmp_path: Path
 ) -> None:
@@ -173,7 +91,15 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
     config = tmp_path / "federation.toml"
     policy = tmp_path / "policy.toml"
     policy.write_text(POLICY.format(code=app_hash()))
-    config.write_text(TOML.format(out=tmp_path / "out", public=tmp_path / "public", rounds=ROUNDS))
+    config.write_text(
+        training_toml(
+            replace(SMALL, rounds=ROUNDS, timeout=120.0),
+            run_id="deployed",
+            out=tmp_path / "out",
+            public=tmp_path / "public",
+            aligned=True,
+        )
+    )
     link, front = free_port(), tmp_path / "flwr-home"
     tap = Tap(link)
     environment = {
@@ -220,7 +146,7 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
         started = subprocess.run(
             [
                 str(BIN / "flwr"),
-                *("run", str(bundle(tmp_path)), "deployment"),
+                *("run", str(code_copy(tmp_path)), "deployment"),
                 *("--run-config", f'config="{config}"'),
             ],
             env=environment,

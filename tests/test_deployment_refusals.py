@@ -20,9 +20,9 @@ from common.terms import Terms
 from server.deployment.up import install
 from server.provisioning.request import Passphrases
 from tests.deployment_rig import Rig, command, training
-from tests.test_deployment import BIN
+from tests.process_rig import BIN
 
-TERMS = training(rounds=4, steps=1, epsilon=2.0, minimum=2)
+TERMS = training(rounds=4)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def started(rig: Rig, *words: object) -> subprocess.CompletedProcess[str]:
 def test_a_run_on_other_terms_than_those_of_the_bundles_is_refused(rig: Rig) -> None:
     folder = install(open_bundle(rig.bundle("server"), None, str), rig.root / "server")
     words = ("server", "run", "--state", folder.path, "--public", rig.root / "public", "--detach")
-    other = rig.file("other.toml", training(rounds=5, steps=1, epsilon=2.0, minimum=2))
+    other = rig.file("other.toml", training(rounds=5))
     refused(3, "differs from the terms", *words, "--config", other)
     assert list(folder.runs()) == []
     done = command(*words, "--config", rig.file("same.toml", TERMS), "--run-id", "same")

@@ -22,9 +22,9 @@ from common.ledger import verify
 from common.terms import read_terms
 from server.provisioning.federation import create
 from server.provisioning.request import Endpoint, Settings
-from tests.closed_rig import PASSPHRASE, SEALED, TRAINING
+from tests.closed_rig import PASSPHRASE, SEALED, few_terms
+from tests.process_rig import ROOT
 from tests.provisioning_rig import archive
-from tests.test_deployment import ROOT
 
 DOCKER = ROOT / "docker"
 IMAGES = ("server", "site")
@@ -239,7 +239,7 @@ def jails(wheel: Path, people_folder: Path, tmp_path: Path) -> Iterator[tuple[Ja
     holder = subprocess.Popen(["unshare", "-n", "sh", "-c", "ip link set lo up; exec sleep 900"])
     time.sleep(0.5)
     config = tmp_path / "training.toml"
-    config.write_text(TRAINING.format(rounds=2))
+    config.write_text(few_terms(2))
     settings = Settings("fed", Endpoint("server", 8443), sealed=True)
     terms = read_terms(config).to_bytes()
     create(tmp_path / "fed", settings, ("north",), SEALED, contract=terms, now=datetime.now(UTC))

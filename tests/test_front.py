@@ -37,8 +37,8 @@ from server.deployment.superlink import Inside
 from server.provisioning.federation import revoke_sites
 from server.provisioning.request import Passphrase, Passphrases
 from tests.front_rig import Made, Running, Upstream, federation, front, signed, status
+from tests.process_rig import processes, wait_for
 from tests.provisioning_rig import OPEN, archive
-from tests.test_deployment import processes, wait_for
 
 PULL = "/v1/fleet/pull-messages"
 HEARTBEAT = "/v1/fleet/send-node-heartbeat"

@@ -10,8 +10,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import pytest
 from common import ledger as ledger_module
 from common.errors import StorageError
 from common.ledger import Ledger, verify
+from tests.crash_rig import Writers, acknowledge, writers
 from tests.test_ledger import FILE, GENESIS, HEAD, filled, lines, refused, reserve
 
 KILLS = 220
@@ -27,57 +26,25 @@ _LONGEST = 80  # reservations; then a fresh ledger keeps reading quick
 _LONGEST_LIFE = 0.09  # seconds: two rounds on a slow disk, a hundred on a fast one
 
 
-def _write_for_ever(directory: str, acknowledge: int) -> None:
+def write_for_ever(directory: str) -> None:
     """Reserve and commit without end; each acknowledgement is sent after the call returned."""
     with Ledger.open(Path(directory)) as ledger:
         round_ = len(ledger.reservations)
         while True:
             round_ += 1
             reservation = reserve(ledger, round_)
-            os.write(acknowledge, b"r")
+            acknowledge("r")
             ledger.commit(reservation, str(round_))
-            os.write(acknowledge, b"c")
-
-
-def serve() -> None:
-    """Fork a writer for each line of stdin; say its process id, and its end by a newline.
-
-    Forked from this small warm process, a writer starts in milliseconds.
-    """
-    while directory := sys.stdin.readline().strip():
-        child = os.fork()
-        if child == 0:
-            os.write(1, f"{os.getpid()}\n".encode())
-            _write_for_ever(directory, 1)
-        os.waitpid(child, 0)
-        os.write(1, b"\n")
-
-
-def _acknowledged_before_a_kill(server: subprocess.Popen[bytes], delay: float) -> bytes:
-    """Kill the writer `delay` seconds after its first sign of life; return what it acknowledged."""
-    assert server.stdout is not None
-    writer = int(server.stdout.readline())
-    time.sleep(delay)
-    os.kill(writer, signal.SIGKILL)
-    return server.stdout.readline().rstrip(b"\n")
+            acknowledge("c")
 
 
 @pytest.fixture
-def server() -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
-    root = Path(__file__).resolve().parents[1]
-    with subprocess.Popen(
-        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
+def ledgers() -> Iterator[Writers]:
+    with writers(write_for_ever) as started:
+        yield started
 
 
-def test_no_acknowledged_reservation_is_ever_lost(
-    server: subprocess.Popen[bytes], tmp_path: Path
-) -> None:
-    assert server.stdin is not None
+def test_no_acknowledged_reservation_is_ever_lost(ledgers: Writers, tmp_path: Path) -> None:
     rng = random.Random(1)
     acknowledgements = unacknowledged = torn = found = done = 0
     directory = tmp_path / "none"
@@ -86,8 +53,7 @@ def test_no_acknowledged_reservation_is_ever_lost(
             directory = tmp_path / f"site{kill}"
             Ledger.create(directory, GENESIS)
             found = done = 0
-        server.stdin.write(f"{directory}\n".encode())
-        told = _acknowledged_before_a_kill(server, rng.random() * _LONGEST_LIFE)
+        told = ledgers.killed(directory, after=0, delay=rng.random() * _LONGEST_LIFE)
         torn += not (directory / FILE).read_bytes().endswith(b"\n")
         with Ledger.open(directory) as ledger:
             kept = ledger.reservations
@@ -95,8 +61,8 @@ def test_no_acknowledged_reservation_is_ever_lost(
         assert report.ok, report.findings
         assert report.reservations == kept
         assert [r.round for r in kept] == list(range(1, len(kept) + 1))
-        assert len(kept) >= found + told.count(b"r"), "an acknowledged reservation is gone"
-        assert len(report.commits) >= done + told.count(b"c"), "an acknowledged commit is gone"
+        assert len(kept) >= found + told.count("r"), "an acknowledged reservation is gone"
+        assert len(report.commits) >= done + told.count("c"), "an acknowledged commit is gone"
         acknowledgements += len(told)
         unacknowledged += len(kept) + len(report.commits) - found - done - len(told)
         # What was written but not acknowledged counts as spent from now on.

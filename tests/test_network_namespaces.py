@@ -230,7 +230,7 @@ def reached(world: World, party: str, host: str, *ports: int) -> dict[int, str]:
 def test_sites_on_other_hosts_train_through_a_cut_and_slow_link_and_nothing_else_leaves(
     world: World, people_folder: Path, tmp_path: Path
 ) -> None:
-    terms = training(rounds=1000, steps=5, epsilon=EPSILON, minimum=1)
+    terms = training(rounds=1000, local_steps=5, epsilon=EPSILON, minimum_sites=1)
     with world.connected() as wire:
         rig = Rig(tmp_path, people_folder, ("a", "b"), host=SERVER, terms=terms, wrap=world.inside)
         server = rig.server().start()

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from client.recognition import Picture
 from client.service.tokens import SCOPES
 from client.vault import Receipt
+from tests.browser_rig import chromium, needs_browser, quiet_page
 from tests.service_rig import Site, faces, new_site
+from tests.serving_rig import served
 
-_CHROMIUM = Path("/usr/bin/chromium")
-_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
-    "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
-]  # fmt: skip
-
-pytestmark = pytest.mark.skipif(not _CHROMIUM.exists(), reason=f"no browser at {_CHROMIUM}")
+pytestmark = needs_browser
 _PERSON = "Person <b>7</b> & Söhne"
 
 
@@ -37,40 +29,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def address(site: Site) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(site.app, port=0, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(site.app) as port:
+        yield f"http://localhost:{port}"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=str(_CHROMIUM), args=_ARGUMENTS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
-    """A fresh page; at its end it has asked nobody else and complained of nothing."""
-    context = browser.new_context(permissions=["camera"], accept_downloads=True)
-    opened = context.new_page()
-    opened.set_default_timeout(10_000)
-    trouble: list[str] = []
-    opened.on("request", lambda it: None if it.url.startswith((address, "blob:")) else
-              trouble.append(f"asked {it.url}"))  # fmt: skip
-    opened.on("pageerror", lambda error: trouble.append(str(error)))
-    # A refused request is shown by the browser itself; everything else would be the page's fault.
-    opened.on("console", lambda it: None if "status of 4" in it.text else trouble.append(it.text))
-    opened.goto(address)
-    yield opened
-    context.close()
-    assert trouble == []
+    with quiet_page(browser, address, permissions=["camera"]) as opened:
+        yield opened
 
 
 def _unlock(page: Page, token: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,14 @@ import pytest
 
 import common.cli
 from common.bundle import Bundle
+from simulations.small_training import SMALL, training_toml
 from tests.provisioning_rig import archive, private_files, shown
 
 Outcome = tuple[int, str, str]
 Run = Callable[..., Outcome]
 POINT = EntryPoint("provision", "server.provision_cli:provision", common.cli.RoomCommands.points)
 NEW = ("--name", "fed", "--server", "127.0.0.1:8443", "--site", "a", "--site", "b")
-TOML = """
-backbone = "lenet"
-[training]
-train_set = "adapter"
-loss = "public-negatives"
-rounds = 3
-local_steps = 1
-epsilon = 2.0
-delta = 1e-4
-sample_rate = 1.0
-persons_per_site = 8.0
-aggregator = "mean"
-seed = 0
-minimum_sites = 2
-"""
+TOML = training_toml(replace(SMALL, rounds=3))
 
 
 @pytest.fixture

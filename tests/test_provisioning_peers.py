@@ -18,8 +18,8 @@ import pytest
 from common.bundle import Bundle
 from server.provisioning.federation import add_sites, create, renew
 from server.provisioning.request import Endpoint, Settings
+from tests.process_rig import BIN, free_port, processes, wait_for
 from tests.provisioning_rig import DAY, NOW, OPEN, archive, make
-from tests.test_deployment import BIN, free_port, processes, wait_for
 
 
 @pytest.fixture

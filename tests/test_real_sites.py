@@ -28,10 +28,10 @@ from server.aggregation import Weighted, weighted_mean
 from server.deployment.folder import RunFolder
 from server.optimizer import OptimizerConfig, advance
 from server.provisioning.request import Passphrases
-from tests.deployment_rig import Rig, command, listens, training, until
+from tests.deployment_rig import Rig, command, training, until
 from tests.deployment_runs import Witness, accepted, committed, moments, records, takes_part
+from tests.process_rig import BIN, code_copy, listens
 from tests.provisioning_rig import private_value
-from tests.test_deployment import BIN, bundle
 
 ROUNDS, EPSILON, DELTA = 40, 4.0, 1e-4
 OPTIMIZER = OptimizerConfig(
@@ -78,7 +78,7 @@ def test_whatever_is_killed_whenever_the_run_ends_and_no_round_counts_twice(
     secret.chmod(0o600)
     rig = Rig(
         tmp_path, people_folder, ("a", "b"),
-        terms=training(rounds=ROUNDS, steps=5, epsilon=EPSILON, minimum=2),
+        terms=training(rounds=ROUNDS, local_steps=5, epsilon=EPSILON, minimum_sites=2),
         passphrases=Passphrases.read((str(secret),), ()),
         options=("--passphrase-file", str(secret)),
     )  # fmt: skip
@@ -170,7 +170,9 @@ def shared(people_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @contextmanager
 def endless(rig: Rig, run_id: str, *options: object) -> Iterator[RunFolder]:
     """A run that goes on until it is cancelled."""
-    config = rig.file("endless.toml", training(rounds=1000, steps=5, epsilon=EPSILON, minimum=2))
+    config = rig.file(
+        "endless.toml", training(rounds=1000, local_steps=5, epsilon=EPSILON, minimum_sites=2)
+    )
     run = rig.ask(run_id, "--config", config, *options)
     try:
         until(lambda: records(run), f"the first round: {rig.status()}\n{rig.logs()}")
@@ -225,7 +227,7 @@ def test_every_clause_of_a_policy_is_kept_and_who_refuses_is_named(shared: Rig) 
     rounds = 8
     (shared.root / "junk" / "somebody").mkdir(parents=True)
     (shared.root / "junk" / "somebody" / "face.png").write_bytes(b"no picture")
-    other = bundle(shared.root)
+    other = code_copy(shared.root)
     with (other / "client" / "node.py").open("a") as file:
         file.write("# one line more\n")
     elsewhere = {**shared.environment, "PYTHONPATH": str(other)}
@@ -250,7 +252,7 @@ def test_every_clause_of_a_policy_is_kept_and_who_refuses_is_named(shared: Rig) 
         parties[name] = party.start()
     try:
         until(lambda: {*policies} <= shared.online(), "all are there")
-        terms = training(rounds=rounds, steps=5, epsilon=EPSILON, minimum=2)
+        terms = training(rounds=rounds, local_steps=5, epsilon=EPSILON, minimum_sites=2)
         run = shared.ask("policies", "--config", shared.file("policies.toml", terms))
         until(lambda: run.ended, f"it ends: {shared.status()}\n{shared.logs()}")
         progress = run.progress()

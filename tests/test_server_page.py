@@ -6,21 +6,18 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from common.errors import InputError
 from common.terms import Terms, TrainingConfig
@@ -37,14 +34,11 @@ from server.deployment.page import create_page, names_in
 from server.deployment.page_api import Settings
 from server.deployment.status import status
 from server.deployment.tokens import SCOPES, create_token, list_tokens, revoke_token
+from tests.browser_rig import chromium, needs_browser, quiet_page
 from tests.front_rig import Made, federation
+from tests.process_rig import free_port
+from tests.serving_rig import served
 
-_CHROMIUM = Path("/usr/bin/chromium")
-_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
-]  # fmt: skip
-_browser = pytest.mark.skipif(not _CHROMIUM.exists(), reason=f"no browser at {_CHROMIUM}")
 PATHS = (
     "/v1/status", "/v1/runs/first", "/v1/runs/first/model", "/v1/runs/first/report", "/metrics",
     "/v1/token",
@@ -242,9 +236,7 @@ def test_a_folder_in_which_nothing_has_happened_yet_is_shown_as_that(tmp_path: P
 def test_off_this_machine_the_page_speaks_tls_as_the_server_of_its_bundle(
     made: Made, folder: ServerFolder, tmp_path: Path
 ) -> None:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "server.deployment.page", "--folder", str(folder.path),
                "--listen", f"0.0.0.0:{port}", "--bundle", str(made.server)]  # fmt: skip
     with (tmp_path / "log").open("wb") as log:
@@ -275,42 +267,20 @@ def test_off_this_machine_the_page_speaks_tls_as_the_server_of_its_bundle(
 
 @pytest.fixture(scope="module")
 def address(folder: ServerFolder) -> Iterator[str]:
-    app = create_page(folder, Settings())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(create_page(folder, Settings())) as port:
+        yield f"http://localhost:{port}"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=str(_CHROMIUM), args=_ARGUMENTS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
-    """A fresh page; at its end it has asked nobody else and complained of nothing."""
-    context = browser.new_context(accept_downloads=True)
-    opened = context.new_page()
-    opened.set_default_timeout(15_000)
-    trouble: list[str] = []
-    opened.on("request", lambda it: None if it.url.startswith((address, "blob:")) else
-              trouble.append(f"asked {it.url}"))  # fmt: skip
-    opened.on("pageerror", lambda error: trouble.append(str(error)))
-    quiet = ("status of 4", "ERR_FAILED")
-    opened.on("console", lambda it: None if any(word in it.text for word in quiet) else
-              trouble.append(it.text))  # fmt: skip
-    opened.goto(address)
-    yield opened
-    context.close()
-    assert trouble == []
+    with quiet_page(browser, address, allowed=("status of 4", "ERR_FAILED")) as opened:
+        yield opened
 
 
 def _unlock(page: Page, token: str) -> None:
@@ -320,7 +290,7 @@ def _unlock(page: Page, token: str) -> None:
     expect(page.get_by_role("heading", name="Runs")).to_be_visible()
 
 
-@_browser
+@needs_browser
 def test_the_page_shows_sites_runs_budgets_and_scores_and_saves_the_model(
     page: Page, folder: ServerFolder, tmp_path: Path
 ) -> None:
@@ -344,7 +314,7 @@ def test_the_page_shows_sites_runs_budgets_and_scores_and_saves_the_model(
     assert (tmp_path / "model").read_bytes() == folder.run("first").model.read_bytes()
 
 
-@_browser
+@needs_browser
 def test_the_page_follows_the_run_without_reload_and_keeps_the_readers_place(
     page: Page, folder: ServerFolder
 ) -> None:
@@ -369,7 +339,7 @@ def test_the_page_follows_the_run_without_reload_and_keeps_the_readers_place(
         folder.run("second").report(before)
 
 
-@_browser
+@needs_browser
 def test_a_token_that_is_wrong_or_for_metrics_or_revoked_meanwhile_locks_the_page(
     page: Page, folder: ServerFolder
 ) -> None:
@@ -387,7 +357,7 @@ def test_a_token_that_is_wrong_or_for_metrics_or_revoked_meanwhile_locks_the_pag
     expect(page.locator("#everything")).to_be_hidden()
 
 
-@_browser
+@needs_browser
 def test_while_the_server_is_silent_the_page_says_since_when_and_goes_on_afterwards(
     page: Page, folder: ServerFolder
 ) -> None:
@@ -399,7 +369,7 @@ def test_while_the_server_is_silent_the_page_says_since_when_and_goes_on_afterwa
     expect(page.locator("article")).to_have_count(3)
 
 
-@_browser
+@needs_browser
 def test_the_page_fits_a_phone_and_every_control_is_named_and_reached_by_keyboard(
     page: Page, folder: ServerFolder
 ) -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +13,7 @@ import pytest
 from client.vault import Vault, rotation, shards, verify_log
 from common.errors import InputError, SealError
 from common.sealing import KeyFileLock
+from tests.crash_rig import Writers, acknowledge, writers
 from tests.vault_cases import MODEL, unit_rows
 
 KILLS = 220
@@ -46,75 +42,44 @@ def _open(folder: Path) -> tuple[Vault, int]:
     raise AssertionError("neither the old nor the new key opens the vault")
 
 
-def _use_for_ever(folder: str, start: int) -> None:
+def use_for_ever(folder: str, start: str) -> None:
     """Enrol, erase, rotate and renew without end; say each before it starts and when it is done."""
     _small()
-    dice, number, living = random.Random(start), start, list[int]()
+    dice, number, living = random.Random(int(start)), int(start), list[int]()
     vault, which = _open(Path(folder))
     while True:
         what = dice.random()
         if what < 0.5 or not living:
             number += 1
-            os.write(1, b"E%d\n" % number)
+            acknowledge(f"E{number}")
             vault.enrol(f"person {number}", _ROWS, model_id=MODEL)
             living.append(number)
-            os.write(1, b"e%d\n" % number)
+            acknowledge(f"e{number}")
         elif what < 0.75:
             gone = living.pop(dice.randrange(len(living)))
-            os.write(1, b"X%d\n" % gone)
+            acknowledge(f"X{gone}")
             vault.erase(f"person {gone}")
-            os.write(1, b"x%d\n" % gone)
+            acknowledge(f"x{gone}")
         elif what < 0.9:
-            os.write(1, b"R0\n")
+            acknowledge("R0")
             which = 1 - which
             vault.rotate_key(_locks(Path(folder))[which])
-            os.write(1, b"r%d\n" % which)
+            acknowledge(f"r{which}")
         else:
-            os.write(1, b"N0\n")
+            acknowledge("N0")
             vault.renew()
-            os.write(1, b"n0\n")
-
-
-def serve() -> None:
-    """Fork a user for each line of stdin; say its process id, and its end by an empty line."""
-    while line := sys.stdin.readline().strip():
-        start, folder = line.split(" ", 1)
-        child = os.fork()
-        if child == 0:
-            os.write(1, f"{os.getpid()}\n".encode())
-            _use_for_ever(folder, int(start))
-        os.waitpid(child, 0)
-        os.write(1, b"\n")
+            acknowledge("n0")
 
 
 @pytest.fixture
-def server() -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
-    root = Path(__file__).resolve().parents[1]
-    with subprocess.Popen(
-        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
-
-
-def _told_before_a_kill(server: subprocess.Popen[bytes], steps: int, delay: float) -> list[str]:
-    """Kill the user `delay` seconds after so many steps, however slow the machine is."""
-    assert server.stdout is not None
-    user = int(server.stdout.readline())
-    told = [server.stdout.readline().decode().strip() for _ in range(steps)]
-    time.sleep(delay)
-    os.kill(user, signal.SIGKILL)
-    while line := server.stdout.readline().decode().strip():
-        told.append(line)
-    return told
+def users() -> Iterator[Writers]:
+    with writers(use_for_ever) as started:
+        yield started
 
 
 def test_no_acknowledged_change_is_ever_lost_and_none_is_half_done(
-    server: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    users: Writers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert server.stdin is not None
     rng, folder, interrupted = random.Random(1), tmp_path, Counter[str]()
     acknowledged, number = Counter[str](), 0
     alive, dead = set[int](), set[int]()
@@ -124,9 +89,8 @@ def test_no_acknowledged_change_is_ever_lost_and_none_is_half_done(
             folder.mkdir(mode=0o700)
             even, _ = (KeyFileLock.create(lock.path) for lock in _locks(folder))
             Vault.create(str(folder / "vault.db"), even, model_id=MODEL, dim=16).close()
-        server.stdin.write(f"{number} {folder}\n".encode())
         steps, delay = rng.randrange(_MOST_STEPS), rng.random() * _LONGEST_WAIT
-        told = _told_before_a_kill(server, steps, delay)
+        told = users.killed(folder, number, after=steps, delay=delay)
         unsure = set[int]()
         for word, who in ((line[0], int(line[1:])) for line in told):
             number = max(number, who)

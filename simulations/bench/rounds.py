@@ -20,6 +20,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -36,6 +37,7 @@ from common.terms import read_terms
 from server.deployment.superlink import QUIET
 from simulations.bench.timing import Case, case
 from simulations.people import generate
+from simulations.small_training import SMALL, training_toml
 
 SITES: Final = ("north", "south", "west")
 ROUNDS: Final = 6
@@ -43,21 +45,9 @@ _PERSONS: Final = 8
 _PATIENCE: Final = 900.0
 _BIN: Final = Path(sys.executable).parent
 
-_TRAINING: Final = """
-[training]
-train_set = "adapter"
-loss = "public-negatives"
-rounds = {rounds}
-local_steps = 1
-epsilon = 8.0
-delta = 1e-4
-sample_rate = 1.0
-persons_per_site = 8.0
-aggregator = "mean"
-seed = 0
-minimum_sites = 3
-timeout = 120.0
-"""
+_TRAINING: Final = replace(
+    SMALL, rounds=ROUNDS, epsilon=8.0, persons_per_site=_PERSONS, minimum_sites=3, timeout=120.0
+)
 
 
 class BenchFailed(VeilfaceError):  # noqa: N818 - names what happened
@@ -76,9 +66,7 @@ def rounds(runs: int) -> list[Case]:
     with tempfile.TemporaryDirectory(prefix="veilface-bench-") as name:
         root = Path(name)
         _people(root)
-        (root / "training.toml").write_text(
-            'backbone = "lenet"\n' + _TRAINING.format(rounds=ROUNDS), encoding="utf-8"
-        )
+        (root / "training.toml").write_text(training_toml(_TRAINING), encoding="utf-8")
         for turn in range(turns):
             ours += _ours(root, root / f"ours-{turn}")
             peer += _peer(root, root / f"peer-{turn}")
@@ -138,11 +126,8 @@ def _peer(root: Path, work: Path) -> list[float]:
     manifest = (app / "pyproject.toml").read_text(encoding="utf-8")
     (app / "pyproject.toml").write_text(f'{manifest}config = ""\n', encoding="utf-8")
     settings = work / "federation.toml"
-    head = (
-        f'run_id = "bench"\nout = "{out}"\npublic = "{root / "public"}"\n'
-        'backbone = "lenet"\naligned = true\n'
-    )
-    settings.write_text(head + _TRAINING.format(rounds=ROUNDS), encoding="utf-8")
+    run = training_toml(_TRAINING, run_id="bench", out=out, public=root / "public", aligned=True)
+    settings.write_text(run, encoding="utf-8")
     policy = work / "policy.toml"
     terms = SitePolicy.accepting(read_terms(root / "training.toml"))
     policy.write_text(terms.to_toml(), encoding="utf-8")
