@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 os.environ.update({"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"})
 # Never the key, or the chips, of the person who runs the tests.
@@ -19,9 +21,28 @@ from common.face import ChipSpec
 from simulations.experiment import Experiment
 from simulations.people import generate
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 torch.set_num_threads(1)
 
 PERSONS, IMAGES = 24, 3
+# The files that take longest, longest first: whichever worker is left with one ends last.
+SLOW: Final = (
+    "test_real_sites", "test_killed_parts", "test_attacks", "test_secagg_deployment",
+    "test_network_namespaces", "test_closed_by_default", "test_deployment", "test_simulation",
+    "test_vault_crash", "test_attacks_cli", "test_deployment_refusals", "test_service_process",
+    "test_ledger_crash", "test_provisioning_peers",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist would begin with the files of the most tests; ours of the fewest take longest.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +82,12 @@ def experiment(people_folder: Path) -> Experiment:
         aligned=True,
         cache=None,
     )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; of one module, because its driver keeps an event loop in the test's own thread."""
+    from tests.browser_rig import chromium
+
+    with chromium() as opened:
+        yield opened

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from playwright.sync_api import Browser
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
@@ -27,7 +28,7 @@ from server.audit.pdf import to_pdf
 from server.audit.rates import Group, GroupRate, Groups, WorstGroup
 from server.audit.wording import LANGUAGES, Language, Wording, in_hundred, share, texts
 from tests.audit_rig import DELTA, REJECTED, Case, make_run, report_of
-from tests.browser_rig import chromium, needs_browser
+from tests.browser_rig import needs_browser
 
 
 def _has_pango() -> bool:
@@ -299,13 +300,14 @@ def test_the_group_rates_of_an_evaluation_stand_in_the_report(run: Path, tmp_pat
 
 
 @needs_browser
-def test_in_a_browser_the_page_fits_a_phone_and_asks_for_nothing(written: Path) -> None:
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((written / "report.html").as_uri())
-        assert asked == [(written / "report.html").as_uri()]
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        first = page.locator(".cards").bounding_box()
-        assert first is not None and first["y"] < 800, "the promise is on the first screen"
+def test_in_a_browser_the_page_fits_a_phone_and_asks_for_nothing(
+    written: Path, browser: Browser
+) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((written / "report.html").as_uri())
+    assert asked == [(written / "report.html").as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    first = page.locator(".cards").bounding_box()
+    assert first is not None and first["y"] < 800, "the promise is on the first screen"

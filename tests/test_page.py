@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from client.recognition import Picture
 from client.service.tokens import SCOPES
 from client.vault import Receipt
-from tests.browser_rig import chromium, needs_browser, quiet_page
+from tests.browser_rig import needs_browser, quiet_page
 from tests.service_rig import Site, faces, new_site
 from tests.serving_rig import served
 
@@ -31,12 +31,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def address(site: Site) -> Iterator[str]:
     with served(site.app) as port:
         yield f"http://localhost:{port}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from server.deployment.page import create_page, names_in
 from server.deployment.page_api import Settings
 from server.deployment.status import status
 from server.deployment.tokens import SCOPES, create_token, list_tokens, revoke_token
-from tests.browser_rig import chromium, needs_browser, quiet_page
+from tests.browser_rig import needs_browser, quiet_page
 from tests.front_rig import Made, federation
 from tests.process_rig import free_port
 from tests.serving_rig import served
@@ -269,12 +269,6 @@ def test_off_this_machine_the_page_speaks_tls_as_the_server_of_its_bundle(
 def address(folder: ServerFolder) -> Iterator[str]:
     with served(create_page(folder, Settings())) as port:
         yield f"http://localhost:{port}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture
