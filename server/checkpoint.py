@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import safetensors
@@ -25,7 +26,8 @@ class RoundRecord:
     `rejected` pairs a site's node id with why its answer was not used. `scores` are public-set
     metrics by name, empty when the round was not evaluated. `asked` are the node ids of all sites
     that may have spent budget on the round. `accepted` 0 is a masked round that gave no sum: it is
-    spent, and the model stayed as it was.
+    spent, and the model stayed as it was. `model` is the id that the round's model would have as a
+    file (`common.backbones.weights.model_id`), empty in checkpoints of earlier versions.
     """
 
     round: int
@@ -34,6 +36,7 @@ class RoundRecord:
     seconds: float
     scores: dict[str, float]
     asked: tuple[int, ...] = ()
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,25 +67,41 @@ def load(path: Path, contract_digest: str) -> Checkpoint:
         with safetensors.safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata()
             vectors = {name: file.get_tensor(name) for name in _VECTORS}
-        history = tuple(
-            RoundRecord(
-                **{
-                    **record,
-                    "rejected": tuple(map(tuple, record["rejected"])),
-                    "asked": tuple(record["asked"]),
-                }
-            )
-            for record in json.loads(metadata["history"])
-        )
+        records = _records(metadata["history"])
         state = OptimizerState(
             round=int(metadata["round"]), averaged=int(metadata["averaged"]), **vectors
         )
         found = metadata["contract_digest"]
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path} is not a readable checkpoint: {error}") from error
     if found != contract_digest:
         raise InputError(
             f"{path} belongs to a run with other settings",
             hint="resume with the options the run was started with, or choose another --out",
         )
-    return Checkpoint(found, state, history)
+    return Checkpoint(found, state, records)
+
+
+def history(path: Path) -> tuple[RoundRecord, ...]:
+    """Return the finished rounds of any run's checkpoint, whose vectors are not read."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            return _records(file.metadata()["history"])
+    except _UNREADABLE as error:
+        raise InputError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+_UNREADABLE: Final = (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
+
+
+def _records(text: str) -> tuple[RoundRecord, ...]:
+    return tuple(
+        RoundRecord(
+            **{
+                **record,
+                "rejected": tuple(map(tuple, record["rejected"])),
+                "asked": tuple(record["asked"]),
+            }
+        )
+        for record in json.loads(text)
+    )

@@ -14,6 +14,8 @@ from common.update import check_masked, check_refusal
 
 SILENT: Final = "no answer in time"
 LOST: Final = "refused: unprepared"
+FOREIGN_CODE: Final = "the site's policy does not list the code that this server runs"
+APP_FAILED: Final = "the site's app failed"
 
 
 def exchange(
@@ -53,8 +55,8 @@ def header_of(reply: Message) -> Mapping[str, object]:
     """Return the header of an answer; an error or a refusal is UpdateRejected, which says so."""
     if reply.has_error():
         if reply.error.code == ErrorCode.INVALID_FAB:
-            raise UpdateRejected("the site's policy does not list the code that this server runs")
-        raise UpdateRejected(f"the site's app failed (code {reply.error.code})")
+            raise UpdateRejected(FOREIGN_CODE)
+        raise UpdateRejected(f"{APP_FAILED} (code {reply.error.code})")
     header = reply.content.config_records.get("header")
     if header is None:
         raise UpdateRejected("no header")

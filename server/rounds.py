@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Final, NoReturn, Protocol
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.backbones.weights import model_id
 from common.config import digest, to_json
 from common.contract import Contract
 from common.errors import InputError, Refused, UpdateRejected, VeilfaceError
 from common.npy import from_npy, to_npy
-from common.parameters import Layout
+from common.parameters import Layout, pieces
 from common.terms import check_masked
 from common.update import (
     Expected,
@@ -132,9 +134,12 @@ def run_rounds(
                 f"round {round_} would leave the model with numbers that are not finite",
                 hint="a site may be hostile: go on from the last round with --aggregator median",
             )
-        scores = evaluate(round_, state.released())
+        released = state.released()
+        scores, model = evaluate(round_, released), _version(federation, released)
         seconds = time.monotonic() - started
-        record = RoundRecord(round_, found.accepted, tuple(rejected), seconds, scores, found.asked)
+        record = RoundRecord(
+            round_, found.accepted, tuple(rejected), seconds, scores, found.asked, model
+        )
         done = Checkpoint(name, state, (*done.history, record))
         save(checkpoint_path, done)
         observer.round_finished(record)
@@ -155,6 +160,12 @@ def _connected(grid: Grid, federation: Federation) -> list[int]:
             )
         time.sleep(_POLL_SECONDS)
     return nodes
+
+
+def _version(federation: Federation, released: NDArray[np.float32]) -> str:
+    """Return the id that a model file with these trainable parameters [d] has."""
+    trained = pieces(torch.from_numpy(released), federation.layout)
+    return model_id({**federation.state, **trained})
 
 
 def _masked(
@@ -222,8 +233,8 @@ def _collect(
 ) -> Collected:
     """Ask all sites for their update; return what the usable ones give, and the others' reasons."""
     contract = federation.contract
-    model_id = model_id_of(contract.run_id, parameters)
-    expected = Expected(contract.run_id, model_id, round_, federation.layout)
+    start = model_id_of(contract.run_id, parameters)
+    expected = Expected(contract.run_id, start, round_, federation.layout)
     content = RecordDict(
         {
             "request": ConfigRecord({"contract_digest": digest(contract), "round": round_}),

@@ -16,6 +16,7 @@ from common.supervision import is_running
 from common.terms import Terms, read_terms
 from common.web.server import host_and_port
 from server.deployment.folder import ENDED, Progress, RunFolder, RunRequest, ServerFolder, to_dict
+from server.deployment.status import versions
 from server.deployment.up import accept_roster, up
 from server.token_cli import token
 
@@ -136,7 +137,13 @@ def status_command(state: Path, as_json: bool) -> None:
             "running": is_running(state),
             "roster": roster.serial,
             "sites": to_dict(contacts)["sites"] if contacts else [],
-            "runs": {run.name: to_dict(p) if p else {"state": "waiting"} for run, p in runs},
+            "runs": {
+                run.name: {
+                    **(to_dict(progress) if progress else {"state": "waiting"}),
+                    "versions": [to_dict(version) for version in versions(run)],
+                }
+                for run, progress in runs
+            },
         }
         click.echo(json.dumps(status))
         return
@@ -146,9 +153,11 @@ def status_command(state: Path, as_json: bool) -> None:
     for run, progress in runs:
         click.echo(_line(run, progress))
         for part in progress.sites if progress else ():
+            counts = ", ".join(f"{count} {why}" for why, count in part.rejections.items())
             click.echo(
                 f"  {part.site}: {part.accepted} of {part.asked} rounds used, epsilon at most "
-                f"{part.epsilon:.4f}{f'; last: {part.refused}' if part.refused else ''}"
+                f"{part.epsilon:.4f}{f'; not used: {counts}' if counts else ''}"
+                f"{f'; last: {part.refused}' if part.refused else ''}"
             )
 
 

@@ -62,7 +62,9 @@ def _ask(folder: ServerFolder, run_id: str, asked: str) -> None:
 def _progress(round_: int, **other: Any) -> Progress:
     sites = (
         SiteRounds("a", round_, round_, "", 0.1 * round_),
-        SiteRounds("b", round_ - 1, round_ - 3, "refused: budget", 0.1 * (round_ - 1)),
+        SiteRounds(
+            "b", round_ - 1, round_ - 3, "refused: budget", 0.1 * (round_ - 1), {"budget": 2}
+        ),
     )
     scores = {"fnmr_at_fmr_1e-2": 0.2651, "fnmr_at_fmr_1e-3": 0.5512}
     shown: dict[str, Any] = {"state": "running", "why": "", "seconds": 2.0 * round_, **other}
@@ -130,7 +132,8 @@ def test_status_says_who_is_there_how_far_the_runs_are_and_what_may_have_been_sp
     assert shares["a"]["left"] == pytest.approx(4.0 - 1.2)
     assert first["model"] and first["report"] and first["scores"]["fnmr_at_fmr_1e-2"] == 0.2651
     assert all(site["left"] >= 0 for run in found["runs"] for site in run["sites"])
-    assert _get(folder, "/v1/runs/second", _token(folder)).json() == second
+    alone = _get(folder, "/v1/runs/second", _token(folder)).json()
+    assert alone == {**second, "versions": []}
 
 
 def test_nothing_but_the_empty_page_is_there_without_a_token_that_works(
@@ -216,7 +219,8 @@ def test_metrics_are_what_prometheus_reads_and_hold_nothing_private(
     assert samples['veilface_round_seconds_total{run="second"}'] == "24"
     assert float(samples['veilface_epsilon_bound{site="a"}']) == pytest.approx(5.2)
     assert samples['veilface_updates_total{run="second",site="b",outcome="rejected"}'] == "2"
-    assert 'veilface_update_rejected{run="second",site="b",reason="budget"}' in samples
+    rejected = 'veilface_updates_rejected_total{run="second",site="b",reason="budget"}'
+    assert samples[rejected] == "2"
     assert samples['veilface_front_refused_total{reason="stranger"}'] == "3"
     assert samples['veilface_front_calls_total{call="pull-messages",status="200"}'] == "7"
     assert 2 <= float(samples['veilface_site_contact_seconds{site="a"}']) < 600
@@ -314,7 +318,7 @@ def test_the_page_follows_the_run_without_reload_and_keeps_the_readers_place(
 ) -> None:
     _unlock(page, _token(folder))
     runs = page.locator("article")
-    summary = runs.nth(1).locator("summary")
+    summary = runs.nth(1).locator(".more summary")
     summary.focus()
     page.keyboard.press("Enter")  # the details of a run under way are open; now they are not
     page.evaluate("window.same = true")
@@ -324,7 +328,7 @@ def test_the_page_follows_the_run_without_reload_and_keeps_the_readers_place(
     try:
         expect(runs.nth(1)).to_contain_text("Round 13 of 40")
         assert page.evaluate("window.same") is True
-        expect(runs.nth(1).locator("details")).not_to_have_attribute("open", "")
+        expect(runs.nth(1).locator(".more")).not_to_have_attribute("open", "")
         expect(summary).to_be_focused()
         folder.run("second").report(replace(_progress(13), state="failed", why="2 sites needed"))
         expect(runs.nth(1).locator(".why")).to_contain_text("2 sites needed")

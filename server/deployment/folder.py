@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -70,6 +70,8 @@ class SiteRounds:
         accepted: rounds in which its update was used.
         refused: why its last answer was not used; empty if it was.
         epsilon: what it may have spent on the run at most, at the delta of the run.
+        rejections: rounds of the whole run that used nothing of it, by the kind of the reason (see
+            `server.deployment.journal.kind_of`), those too in which it was not ready to be asked.
     """
 
     site: str
@@ -77,6 +79,7 @@ class SiteRounds:
     accepted: int
     refused: str = ""
     epsilon: float = 0.0
+    rejections: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

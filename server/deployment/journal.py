@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection
 from datetime import UTC, datetime
+from typing import Final, get_args
 
 from common.config import digest
 from common.contract import Contract
 from common.plan import epsilon_after
+from common.update import Refusal
 from server.checkpoint import RoundRecord, load
 from server.deployment.folder import Progress, RunFolder, ServerFolder, SiteRounds, State
+from server.exchange import APP_FAILED, FOREIGN_CODE, SILENT
 
 log = logging.getLogger("veilface.server")
+
+_LOST: Final = "the round gave no sum"
+_KINDS: Final = {SILENT: "silent", FOREIGN_CODE: "code", APP_FAILED: "failed", _LOST: "lost"}
 
 
 class Journal:
@@ -93,21 +100,36 @@ class Journal:
         names = self._named()
         nodes = {node for record in self._records for node in record.asked}
         nodes |= {node for record in self._records for node, _ in record.rejected}
-        found = []
-        for node in nodes:
-            asked = sum(node in record.asked for record in self._records)
-            refused = [dict(record.rejected).get(node, "") for record in self._records]
-            accepted = sum(
-                record.accepted > 0 and node in record.asked and not reason
-                for record, reason in zip(self._records, refused, strict=True)
-            )
-            found.append(
-                SiteRounds(
-                    names.get(node, f"node {node}"), asked, accepted, refused[-1],
-                    self._spent(asked + extra),
-                )
-            )  # fmt: skip
+        found = [self._site(node, names.get(node, f"node {node}"), extra) for node in nodes]
         return tuple(sorted(found, key=lambda site: site.site))
+
+    def _site(self, node: int, name: str, extra: int) -> SiteRounds:
+        asked = [node in record.asked for record in self._records]
+        refused = [_refused(record, node) for record in self._records]
+        return SiteRounds(
+            name,
+            sum(asked),
+            sum(was and not why for was, why in zip(asked, refused, strict=True)),
+            dict(self._records[-1].rejected).get(node, ""),
+            self._spent(sum(asked) + extra),
+            dict(Counter(kind_of(why) for why in refused if why)),
+        )
 
     def _spent(self, rounds: int) -> float:
         return 0.0 if self._contract is None else epsilon_after(self._contract, rounds)
+
+
+def kind_of(reason: str) -> str:
+    """Name the kind of a reason why an answer was not used.
+
+    What a site said in one word, `silent`, `code` (its policy does not list the server's), `failed`
+    (its app), `lost` (a masked round without a sum), or `malformed`.
+    """
+    said = reason.removeprefix("refused: ")
+    return said if said in get_args(Refusal) else _KINDS.get(reason.partition(" (")[0], "malformed")
+
+
+def _refused(record: RoundRecord, node: int) -> str:
+    """Why a round did without a node; empty if it did not, or the node was not in it."""
+    lost = _LOST if record.accepted == 0 and node in record.asked else ""
+    return dict(record.rejected).get(node, lost)

@@ -7,26 +7,16 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import get_args
 
-from common.update import Refusal
 from server.deployment.folder import State
 from server.deployment.front_counts import FrontCounts
 from server.deployment.status import Presence, Status
 
 Sample = tuple[dict[str, str], float]
-_SILENT = "no answer in time"
 
 
 def text(status: Status, front: FrontCounts | None) -> str:
     """Return everything, in the text format."""
     return "\n".join((*_sites(status), *_runs(status), *_front(front))) + "\n"
-
-
-def reason_class(refused: str) -> str:
-    """Name the kind of a refusal: what a site said, `silent`, or `malformed`."""
-    said = refused.removeprefix("refused: ")
-    if said in get_args(Refusal):
-        return said
-    return "silent" if refused == _SILENT else "malformed"
 
 
 def _sites(status: Status) -> Iterator[str]:
@@ -71,11 +61,11 @@ def _runs(status: Status) -> Iterator[str]:
         ),
     )  # fmt: skip
     yield from _family(
-        "veilface_update_rejected", "gauge", "1 while a site's last update was not used, by why.",
+        "veilface_updates_rejected_total", "counter", "Updates that were not used, by why.",
         (
-            ({"run": run.run_id, "site": s.site, "reason": reason_class(s.refused)}, 1.0)
+            ({"run": run.run_id, "site": s.site, "reason": reason}, count)
             for run, s in shares
-            if s.refused
+            for reason, count in sorted(s.rejections.items())
         ),
     )  # fmt: skip
     yield from _family(

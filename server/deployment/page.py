@@ -30,7 +30,9 @@ from server.deployment.folder import ServerFolder
 from server.deployment.page_api import LOCAL, Page, Settings, page_of
 from server.deployment.tokens import tokens_of
 
-_FILES: Final = page_files("server.deployment", ("main.js", "runs.js", "server.css"))
+_FILES: Final = page_files(
+    "server.deployment", ("main.js", "runs.js", "models.js", "words.js", "server.css")
+)
 
 
 def create_page(

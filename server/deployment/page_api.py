@@ -21,7 +21,7 @@ from common.web.tokens import Tokens
 from server.deployment import metrics
 from server.deployment.folder import RunFolder, ServerFolder
 from server.deployment.front_counts import front_counts
-from server.deployment.status import REPORT, RunStatus, Status, run_status, status
+from server.deployment.status import REPORT, RunDetails, Status, run_details, status
 
 LOCAL: Final = ("localhost", "127.0.0.1", "[::1]")
 router = APIRouter()
@@ -88,10 +88,12 @@ async def everything(request: Request) -> Status:
     return await page.storage.run(partial(status, page.folder))
 
 
-@router.get("/v1/runs/{run_id}", summary="One run. Scope: view.", dependencies=[_VIEW])
-async def one(request: Request, run_id: str) -> RunStatus:
+@router.get(
+    "/v1/runs/{run_id}", summary="One run and its models. Scope: view.", dependencies=[_VIEW]
+)
+async def one(request: Request, run_id: str) -> RunDetails:
     page = page_of(request)
-    return await page.storage.run(lambda: run_status(_run(page, run_id)))
+    return await page.storage.run(lambda: run_details(_run(page, run_id)))
 
 
 @router.get(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from server.checkpoint import history
 from server.deployment.folder import ENDED, RunFolder, ServerFolder, SiteRounds, State
 
 REPORT = "report.html"
@@ -33,7 +34,11 @@ class SiteStatus:
 
 @dataclass(frozen=True)
 class SiteShare:
-    """A site's part in a run; `left` is what the run may still ask of it, never below 0."""
+    """A site's part in a run; `left` is what the run may still ask of it, never below 0.
+
+    `refused` is why its last answer was not used; `rejections` are rounds of the whole run that used
+    nothing of it, by the kind of the reason.
+    """
 
     site: str
     asked: int
@@ -41,6 +46,7 @@ class SiteShare:
     refused: str
     spent: float
     left: float
+    rejections: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,32 @@ class RunStatus:
     scores: dict[str, float]
     model: bool
     report: bool
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """The model after a finished round.
+
+    Attributes:
+        model: its id, SHA-256 over its tensors; of the last round, that of `model.safetensors`.
+            Empty for rounds that an earlier version of Veilface finished.
+        accepted: updates that it was made of; 0 is a masked round that gave no sum.
+        seconds: that the round took.
+        scores: FNMR at fixed FMR on the public test faces, empty without any.
+    """
+
+    round: int
+    model: str
+    accepted: int
+    seconds: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunDetails(RunStatus):
+    """A run with its model versions, the newest first."""
+
+    versions: tuple[ModelVersion, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +166,23 @@ def run_status(run: RunFolder) -> RunStatus:
     )
 
 
+def run_details(run: RunFolder) -> RunDetails:
+    """Return how a run is, with all that its rounds have made."""
+    return RunDetails(**vars(run_status(run)), versions=versions(run))
+
+
+def versions(run: RunFolder) -> tuple[ModelVersion, ...]:
+    """Return the models of a run's finished rounds, the newest first."""
+    records = history(run.checkpoint) if run.checkpoint.exists() else ()
+    return tuple(
+        ModelVersion(one.round, one.model, one.accepted, one.seconds, one.scores)
+        for one in reversed(records)
+    )
+
+
 def _shares(sites: Iterable[SiteRounds], budget: float | None) -> Iterable[SiteShare]:
     for site in sites:
         left = max(0.0, (budget or 0.0) - site.epsilon)
-        yield SiteShare(site.site, site.asked, site.accepted, site.refused, site.epsilon, left)
+        yield SiteShare(
+            site.site, site.asked, site.accepted, site.refused, site.epsilon, left, site.rejections
+        )

@@ -3,7 +3,8 @@
 import { call } from "./service.js";
 import { failed, find, h, note, table } from "./dom.js";
 import { start } from "./gate.js";
-import { ago, number, run, state } from "./runs.js";
+import { run } from "./runs.js";
+import { ago, number, state } from "./words.js";
 
 const EVERY = 3000;
 const everything = find("#everything");
@@ -99,13 +100,13 @@ function draw(id, value, make) {
   else place.replaceChildren(make());
 }
 
-// Puts the new in the place of the old, with focus and sideways scrolling as they were.
+// Puts the new in the place of the old, with focus and scrolling as they were.
 function replace(old, made) {
   const inside = (root) => [...root.querySelectorAll("button, summary, [tabindex]")];
   const focused = [old, ...inside(old)].indexOf(document.activeElement);
-  const scrolled = [old, ...old.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
+  const scrolled = [old, ...old.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]);
   old.replaceWith(made);
-  [made, ...made.querySelectorAll(".scroll")].forEach((each, row) => { each.scrollLeft = scrolled[row] ?? 0; });
+  [made, ...made.querySelectorAll(".scroll")].forEach((each, row) => each.scrollTo(...scrolled[row] ?? [0, 0]));
   if (focused >= 0) [made, ...inside(made)][focused]?.focus({ preventScroll: true });
 }
 

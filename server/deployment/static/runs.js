@@ -1,33 +1,14 @@
 // A run as a card: how far, what each site gave and spent, how good the model is, downloads.
 
 import { ServiceError, token } from "./service.js";
-import { failed, h, table } from "./dom.js";
-
-const STATES = {
-  online: "good", running: "good", finished: "good", failed: "bad", offline: "bad",
-  waiting: "warn", cancelled: "warn", never: "warn",
-};
-const WORDS = { never: "not yet seen" };
-
-export const state = (name) =>
-  h("span", { class: `state ${STATES[name] ?? "warn"}` }, WORDS[name] ?? name);
-export const number = (value) => value && Math.abs(value) < 1e-3
-  ? value.toExponential(value.toPrecision(2).endsWith("0") ? 0 : 1).replace("-", "−")
-  : String(Number(value.toPrecision(3)));
-const percent = (value) => `${number(100 * value)}%`;
-
-export function ago(then, now) {
-  if (!then) return "";
-  const seconds = Math.max(0, (Date.parse(now) - Date.parse(then)) / 1000);
-  const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]]
-    .find(([many]) => seconds >= many) ?? [1, "s"];
-  return seconds < 5 ? "just now" : `${Math.floor(seconds / size)} ${unit} ago`;
-}
+import { failed, find, h, table } from "./dom.js";
+import { models } from "./models.js";
+import { number, percent, score, state, time } from "./words.js";
 
 export function run(it, id, old) {
   const result = h("div", { class: "result", "aria-live": "polite" });
   const part = `${it.run_id}-more`;
-  const open = old ? old.querySelector("details").open : it.state === "running";
+  const open = (name) => (old ? find(name, old).open : it.state === "running");
   return h("article", { class: "card run", id, tabindex: "-1", "aria-labelledby": `${part}-title` },
     h("div", { class: "line" },
       h("h3", { id: `${part}-title` }, it.run_id), state(it.state),
@@ -39,7 +20,8 @@ export function run(it, id, old) {
       it.model ? fetched(it, "model", "Download model", `${it.run_id}.safetensors`, result) : null,
       it.report ? fetched(it, "report", "Download report", `${it.run_id}.html`, result) : null) : null,
     result,
-    h("details", open ? { open } : {},
+    models(it, open(".models")),
+    h("details", { class: "more", open: open(".more") },
       h("summary", {}, "Sites and settings"),
       it.sites.length ? shares(it) : h("p", { class: "empty" }, "No site was asked yet."),
       h("dl", {}, ...Object.entries({
@@ -51,8 +33,6 @@ export function run(it, id, old) {
       }).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]))));
 }
 
-const time = (stamp) => `${stamp.slice(0, 10)} ${stamp.slice(11, 19)} UTC`;
-
 function figures(it) {
   const spent = Math.max(0, ...it.sites.map((site) => site.spent));
   const found = [];
@@ -61,10 +41,7 @@ function figures(it) {
       spent / it.budget));
   }
   for (const [name, value] of Object.entries(it.scores).sort()) {
-    const at = name.match(/^fnmr_at_fmr_(.+)$/);
-    if (at) found.push(figure(`FNMR at FMR ${percent(Number(at[1]))}`, percent(value),
-      `TMR ${percent(1 - value)}, public test faces`));
-    else found.push(figure(name, number(value), "public test faces"));
+    found.push(figure(score(name), percent(value), `TMR ${percent(1 - value)}, public test faces`));
   }
   return found;
 }
@@ -83,10 +60,17 @@ function figure(name, value, more, share) {
 
 function shares(it) {
   return table(`Sites in ${it.run_id}`,
-    ["Site", "Rounds asked", "Updates used", "ε at most", "ε left", "Last answer"],
+    ["Site", "Rounds asked", "Updates used", "Not used", "ε at most", "ε left", "Last answer"],
     it.sites.map((site) => [h("strong", {}, site.site), String(site.asked), String(site.accepted),
+      unused(site),
       number(site.spent), number(site.left),
-      site.refused ? h("span", { class: "refused" }, site.refused) : site.asked ? "used" : "–"]));
+      site.refused ? h("span", { class: "said refused" }, site.refused) : site.asked ? "used" : "–"]));
+}
+
+function unused({ rejections }) {
+  const counts = Object.entries(rejections).sort(([, one], [, other]) => other - one);
+  return counts.length
+    ? h("span", { class: "said" }, counts.map(([why, count]) => `${count}\u00a0${why}`).join(", ")) : "–";
 }
 
 function fetched(it, what, words, name, result) {
