@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -13,7 +14,10 @@ from client import statement_cli
 from client.consent import SitePolicy
 from client.vault.facts import facts_of
 from common.app_bundle import app_hash
+from common.backbones.weights import load_model
 from common.bundle import Bundle
+from common.config import from_json
+from common.contract import Contract
 from common.errors import InputError, LedgerError, Refused, VeilfaceError
 from common.ledger import Ledger
 from common.sealing import KeyFileLock
@@ -26,9 +30,18 @@ from server.audit.collect import Sources
 from server.audit.page import render
 from server.audit.seal import Signer
 from server.audit.verify import check_text, failed
+from server.deployment.folder import ServerFolder
+from server.deployment.journal import Journal
+from server.deployment.page import create_page
+from server.deployment.status import versions
+from server.deployment.tokens import create_token
 from server.provisioning.request import Passphrase, Passphrases
-from tests.audit_rig import make_run
+from tests.audit_rig import Case, make_run
+from tests.deployment_rig import command
+from tests.front_rig import federation as server_with_sites
 from tests.provisioning_rig import archive, make
+from tests.server_run_rig import ask
+from tests.serving_rig import served
 from tests.vault_cases import MODEL, Place, unit_rows
 
 POLICY = SitePolicy(
@@ -194,3 +207,43 @@ def test_the_server_s_sealed_bundle_opens_with_its_passphrase(tmp_path: Path) ->
     assert isinstance(refused.exception, InputError) and "sealed" in str(refused.exception)
     assert invoke(report_command, *arguments, *sealed).exit_code == 0
     assert (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_report_written_into_the_run_s_folder_is_offered_by_the_page_and_changes_nothing_else(
+    tmp_path: Path,
+) -> None:
+    made = server_with_sites(tmp_path)
+    folder = ServerFolder(made.folder)
+    evidence = make_run(tmp_path / "run", Case(scored=True))
+    run = ask(folder, "run-1", 3, "2026-11-24T10:00:00Z")
+    for name in ("model.safetensors", "checkpoint.safetensors"):
+        (run.path / name).write_bytes((evidence / name).read_bytes())
+    journal = Journal(folder, run)
+    journal.begin(from_json(Contract, load_model(run.model).meta["contract"]))
+    journal.end("finished", "")
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    assert {"request.json", "progress.json", "model.safetensors"} < set(before)
+    bearer = {"Authorization": f"Bearer {create_token(folder.path, ('view',), None)[0]}"}
+    with (
+        served(create_page(folder)) as port,
+        httpx.Client(base_url=f"http://localhost:{port}", headers=bearer) as client,
+    ):
+        shown = client.get("/v1/runs/run-1").json()
+        assert (shown["model"], shown["report"]) == (True, False)
+        assert client.get("/v1/runs/run-1/report").status_code == 404
+        handed_in = deployed(evidence, tmp_path / "fed", tmp_path)
+        done = command(
+            "audit", "report", run.path, "--out", run.path, "--no-pdf", "--bundle", made.server,
+            *(word for path in handed_in for word in ("--statement", path)),
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        after = {path.name: path.read_bytes() for path in run.path.iterdir()}
+        assert {name: after[name] for name in before} == before
+        assert set(after) - set(before) == {"report.json", "report.html"}
+        assert client.get("/v1/runs/run-1").json() == {**shown, "report": True}
+        downloaded = tmp_path / "downloaded.html"
+        downloaded.write_bytes(client.get("/v1/runs/run-1/report").content)
+    assert downloaded.read_bytes() == after["report.html"]
+    assert command("audit", "verify", downloaded).code == 0
+    progress = run.progress()
+    assert progress is not None and progress.state == "finished" and len(versions(run)) == 3
