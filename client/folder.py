@@ -132,7 +132,7 @@ class _Folder:
 
     def _faces(self, rows: Rows) -> tuple[NDArray[np.uint8], list[str]]:
         """The usable chips [N, S, S, 3] and whose they are, sorted by person."""
-        subjects = list_subjects(self._config.data)
+        subjects = list_subjects(self._config.data, strict=False)
         with ChipCache.open(self._config.cache) as cache:
             loaded = load_chips(
                 images_of(subjects),
@@ -141,7 +141,7 @@ class _Folder:
                 cache=cache,
                 aligned=self._config.aligned,
             )
-        for entry in loaded.skipped:
+        for entry in (*(one for folder in subjects for one in folder.skipped), *loaded.skipped):
             log.warning("not used: %s: %s", entry.path, entry.reason)
         labels = np.asarray(loaded.labels(subjects), dtype=np.int64)
         order = np.argsort([subjects[label].name for label in labels], kind="stable")

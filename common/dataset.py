@@ -78,14 +78,18 @@ def images_of(subjects: Sequence[SubjectFolder]) -> tuple[Path, ...]:
     return tuple(path for subject in subjects for path in subject.images)
 
 
-def list_subjects(root: Path, *, at_least: int = 1) -> tuple[SubjectFolder, ...]:
+def list_subjects(
+    root: Path, *, at_least: int = 1, strict: bool = True
+) -> tuple[SubjectFolder, ...]:
     """The person folders in `root`, or in `root`/images of an LFW root, sorted by name.
 
     Hidden files and folders are ignored, and so are files beside the person folders. Files in a
-    person's folder that are no image by suffix, and broken links, are listed as skipped.
+    person's folder that are no image by suffix, and broken links, are listed as skipped. A person
+    whose folder cannot be listed, or whose link leads out of the root, is an InputError, or if not
+    `strict` a person without images: where people are private, one must not decide about others.
 
     Raises InputError if the root is missing, no folder, or holds fewer than `at_least` persons
-    with an image; and if a link in it leads out of it.
+    with an image.
     """
     root = Path(root)
     if not root.is_dir():
@@ -95,7 +99,8 @@ def list_subjects(root: Path, *, at_least: int = 1) -> tuple[SubjectFolder, ...]
         root = root / "images"
     inside = root.resolve()
     entries = _visible(root)
-    subjects = tuple(_subject(entry, inside) for entry in entries if entry.is_dir())
+    read = _subject if strict else _subject_or_skipped
+    subjects = tuple(read(entry, inside) for entry in entries if _is_folder(entry))
     if not entries:
         raise InputError(f"{root} is empty", hint="give a folder of one folder a person")
     if not any(subject.images for subject in subjects):
@@ -235,8 +240,28 @@ def _subject(folder: Path, inside: Path) -> SubjectFolder:
     return SubjectFolder(folder.name, tuple(images), tuple(skipped))
 
 
+def _subject_or_skipped(folder: Path, inside: Path) -> SubjectFolder:
+    """The same, but with a folder that cannot be used as one without images."""
+    try:
+        return _subject(folder, inside)
+    except (InputError, OSError) as error:
+        return SubjectFolder(folder.name, (), (Skipped(folder, str(error)),))
+
+
+def _is_folder(entry: Path) -> bool:
+    """Whether it is one; what cannot be looked at is taken for one, whose person then says so."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True
+
+
 def _stay(entry: Path, inside: Path) -> None:
-    if entry.is_symlink() and not entry.resolve().is_relative_to(inside):
+    try:
+        leaves = entry.is_symlink() and not entry.resolve().is_relative_to(inside)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        raise InputError(f"{entry} cannot be followed: {error}", hint="remove it") from error
+    if leaves:
         raise InputError(
             f"{entry} is a link that leads out of {inside}", hint="copy the files, or remove it"
         )

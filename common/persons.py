@@ -22,7 +22,9 @@ def person_code(subject_id: str, key: bytes, codes: int) -> int:
     It depends on this person alone, never on who else is there. 256 bits modulo a small number
     are uniform to within 2^-200.
     """
-    digest = hmac.new(key, subject_id.encode(), hashlib.sha256).digest()
+    # A folder's name may be bytes that are no UTF-8; `surrogateescape` gives them back.
+    name = subject_id.encode(errors="surrogateescape")
+    digest = hmac.new(key, name, hashlib.sha256).digest()
     return int.from_bytes(digest, "big") % codes
 
 

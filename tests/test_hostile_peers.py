@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,33 @@ def test_a_frozen_row_does_not_depend_on_how_many_images_there_are(count: int) -
     frozen = frozen_part(backbone, "tail")
     first = frozen_rows(backbone, frozen, chips)[count]
     assert torch.equal(frozen_rows(backbone, frozen, chips[count:])[0], first)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "target"),
+    [(b"Zoe", "a.png", "/etc/hostname"), (b"Zoe", "a.png", "a.png"), (b"Z\xff", "a.png", None)],
+    ids=["a link that leads out", "a link to itself", "a name that is no text"],
+)
+def test_one_unusable_person_takes_nobody_else_out_of_training(
+    tmp_path: Path, experiment: Experiment, folder: bytes, name: str, target: str | None
+) -> None:
+    """Else adding one person would move the sum by the clip of everybody."""
+    assert experiment.data is not None
+    federation = build(experiment, "r", tmp_path / "unused", gather(experiment)).federation
+    part = PublicPart(federation.contract, federation.state, federation.public_inputs)
+    policy = SitePolicy(("lenet",), 9.0, 1e-4, 9.0, 100, ("local",), 0, 0, (app_hash(),))
+    without = open_folder(FolderConfig(experiment.data, tmp_path / "1", aligned=True), policy)
+    data = shutil.copytree(experiment.data, tmp_path / "data")
+    odd = Path(os.fsdecode(os.fsencode(data) + b"/" + folder))
+    odd.mkdir()
+    if target is None:
+        shutil.copy(next(experiment.data.glob("*/*.png")), odd / name)
+    else:
+        (odd / name).symlink_to(target)
+    persons = open_folder(FolderConfig(data, tmp_path / "2", aligned=True), policy).persons(part)
+    expected = without.persons(part)
+    assert len(persons) == len(expected) + (target is None)
+    assert torch.equal(persons.inputs[: len(expected.inputs)], expected.inputs)
 
 
 @pytest.mark.parametrize("content", ["nothing", "no person", "no face", "a link that leads out"])
