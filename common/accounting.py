@@ -38,6 +38,7 @@ from common.composition import (
 from common.errors import InputError, Refused
 
 __all__ = [
+    "MOST_EPSILON",
     "Accountant",
     "CheckedEpsilon",
     "ConcentratedEvent",
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 Accountant = Literal["exact", "pld", "prv", "rdp", "opacus-rdp", "zcdp", "google-rdp"]
+MOST_EPSILON = 1e6  # beyond, no noise is looked for: odds of e^1000000 hide nobody
 _GAUSSIAN_ONLY = ("exact", "pld", "prv")
 
 
@@ -108,11 +110,13 @@ def noise_multiplier_for(
     """Return the smallest noise_multiplier, rounded up to 5 digits, that keeps within `epsilon`.
 
     Verified by `cross_checked_epsilon`. With `concentrated` it is that of concentrated releases.
-    Raises InputError unless `epsilon` is positive and finite, `steps` >= 1, `delta` in (0, 1) and
-    `sample_rate` in (0, 1], and 1 for concentrated releases.
+    Raises InputError unless `epsilon` is positive and at most `MOST_EPSILON`, `steps` >= 1, `delta`
+    in (0, 1) and `sample_rate` in (0, 1], and 1 for concentrated releases.
     """
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise InputError(f"epsilon must be positive and finite, not {epsilon}")
+    if epsilon > MOST_EPSILON:
+        raise InputError(f"epsilon {epsilon:g} promises nothing", hint="10 and less is usual")
     if PoissonEvent(1.0, sample_rate, steps).steps == 0:
         raise InputError("steps must be at least 1", hint="without a step nothing is spent")
     if concentrated and sample_rate < 1.0:

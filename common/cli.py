@@ -66,6 +66,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = veilface.main(arguments, prog_name="veilface", standalone_mode=False)
     except VeilfaceError as error:
         _fail(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)  # a page of help, not an error's one line
+        sys.exit(2)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "veilface"
         _fail(f"{error.format_message()} (see '{command} --help')", 2)
@@ -73,6 +76,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("stopped by the user; what was finished is kept", 130)
+    except MemoryError:
+        _fail("there is not enough memory for this (ask for less at once)", 1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -64,3 +64,9 @@ class UpdateRejected(VeilfaceError):  # noqa: N818 - named for what the server d
 
 class StorageError(VeilfaceError):
     """The disk refused a write (full, read-only, no permission); nothing was half-written."""
+
+
+class PathError(StorageError):
+    """Nothing can be written there: a folder is missing, or a file is in the way (exit 2)."""
+
+    exit_code = 2

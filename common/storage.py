@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
+from typing import Final
 
-from common.errors import StorageError
+from common.errors import PathError, StorageError
+
+# What only another path mends; everything else is a disk that says no.
+_PATH_FAULTS: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
 
 
 def make_private_directory(path: Path) -> Path:
-    """Create a directory, and the parents that are missing, for its owner only, and return it."""
+    """Create a directory, and the parents that are missing, for its owner only, and return it.
+
+    Raises PathError where something else is in the way, StorageError where the disk refuses.
+    """
     try:
         for missing in reversed([p for p in (path, *path.parents) if not p.exists()]):
             missing.mkdir(mode=0o700, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
         path.chmod(0o700)
     except OSError as error:
-        raise StorageError(f"cannot create {path}: {error.strerror}") from error
+        raise storage_error(f"cannot create {path}", error) from error
     return path
 
 
 def write_private(path: Path, data: bytes) -> None:
     """Replace a file's content atomically, mode 0600; after return it survives a power cut.
 
-    A failed write leaves the old file as it was and no temporary file; it is a StorageError.
+    A failed write leaves the old file as it was and no temporary file; it is a StorageError, or
+    a PathError where `path` cannot be: its folder is missing, or it is a folder itself.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -38,9 +49,15 @@ def write_private(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}", hint="free some space or choose another place"
-        ) from error
+        raise storage_error(f"cannot write {path}", error) from error
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """Return the error to raise: a PathError where another path is what it takes."""
+    text = f"{what}: {error.strerror}"
+    if error.errno in _PATH_FAULTS:
+        return PathError(text, hint="choose another path, in a folder that is there")
+    return StorageError(text, hint="free some space or choose another place")
 
 
 def sync_directory(path: Path) -> None:

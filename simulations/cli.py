@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -30,7 +31,68 @@ __all__ = ["bench", "simulate"]
 
 
 def _data(value: str) -> Path | None:
+    if not value:
+        raise InputError("--data is empty", hint="synthetic, or a folder of one folder a person")
     return None if value == "synthetic" else Path(value)
+
+
+def experiment_of(
+    *,
+    data: str,
+    shift: Shift,
+    sites: int,
+    persons: int | None,
+    rounds: int,
+    local_steps: int,
+    epsilon: float | None,
+    delta: float,
+    no_privacy: bool,
+    sample_rate: float,
+    trust: Trust,
+    minimum_sites: int | None,
+    colluders: int | None,
+    train: TrainSet,
+    loss: str,
+    backbone: str,
+    weights: Path | None,
+    aggregator: str,
+    engine: Literal["inprocess", "ray"],
+    seed: int,
+    insecure_seeded_noise: bool,
+    aligned: bool,
+    cache: Path | None,
+) -> Experiment:
+    """Return the experiment that the options of `simulate` describe; InputError if it cannot be."""
+    if (epsilon is None) != no_privacy:
+        raise InputError(
+            "say --epsilon E, or --no-privacy to train without any guarantee; exactly one of them"
+        )
+    experiment = Experiment(
+        data=_data(data),
+        shift=shift,
+        sites=sites,
+        persons=persons,
+        rounds=rounds,
+        local_steps=local_steps,
+        epsilon=epsilon,
+        delta=delta,
+        sample_rate=sample_rate,
+        trust=trust,
+        minimum_sites=minimum_sites,
+        colluders=colluders,
+        train_set=train,
+        loss=loss,
+        backbone=backbone,
+        weights=weights,
+        aggregator=aggregator,
+        engine=engine,
+        seed=seed,
+        seeded_noise=insecure_seeded_noise,
+        aligned=aligned,
+        cache=cache,
+    )
+    experiment.check()
+    return experiment
 
 
 @click.command()
@@ -72,64 +134,9 @@ def _data(value: str) -> Path | None:
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/RUN_ID].")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def simulate(
-    data: str,
-    shift: Shift,
-    sites: int,
-    persons: int | None,
-    rounds: int,
-    local_steps: int,
-    epsilon: float | None,
-    delta: float,
-    no_privacy: bool,
-    sample_rate: float,
-    trust: Trust,
-    minimum_sites: int | None,
-    colluders: int | None,
-    train: TrainSet,
-    loss: str,
-    backbone: str,
-    weights: Path | None,
-    aggregator: str,
-    engine: str,
-    seed: int,
-    insecure_seeded_noise: bool,
-    aligned: bool,
-    cache: Path | None,
-    out: Path | None,
-    resume: bool,
-    as_json: bool,
-) -> None:
+def simulate(out: Path | None, resume: bool, as_json: bool, **options: Any) -> None:
     """Run a private federation of many sites on this machine and report what it cost and gave."""
-    if (epsilon is None) != no_privacy:
-        raise InputError(
-            "say --epsilon E, or --no-privacy to train without any guarantee; exactly one of them"
-        )
-    experiment = Experiment(
-        data=_data(data),
-        shift=shift,
-        sites=sites,
-        persons=persons,
-        rounds=rounds,
-        local_steps=local_steps,
-        epsilon=epsilon,
-        delta=delta,
-        sample_rate=sample_rate,
-        trust=trust,
-        minimum_sites=minimum_sites,
-        colluders=colluders,
-        train_set=train,
-        loss=loss,
-        backbone=backbone,
-        weights=weights,
-        aggregator=aggregator,
-        engine="ray" if engine == "ray" else "inprocess",
-        seed=seed,
-        seeded_noise=insecure_seeded_noise,
-        aligned=aligned,
-        cache=cache,
-    )
-    experiment.check()
+    experiment = experiment_of(**options)
     if out is not None and not resume:
         check_free(out)
     errors = Console(stderr=True)
@@ -137,7 +144,11 @@ def simulate(
         # Faces first: what cannot be trained on leaves no run folder behind.
         material = gather(experiment, partial(progress.stage, "faces"))
         folder = (RunFolder.resume if resume else RunFolder.start)(out, experiment)
-        record = run_simulation(experiment, folder, material, progress)
+        try:
+            record = run_simulation(experiment, folder, material, progress)
+        except InputError:
+            folder.abandon()
+            raise
     written = (
         write_run(record, folder.path),
         *write_plots(record, folder.path),

@@ -32,6 +32,8 @@ from simulations.splitting import PersonSplit, split_persons
 SYNTHETIC_PERSONS = 600
 SYNTHETIC_IMAGES = 5
 TEST_IMAGES = 4
+_MOST_SYNTHETIC = 10_000  # private persons; as many again are rendered, all in memory
+LARGEST_SEED = 2**63 - 1  # what torch takes
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ class Experiment:
             raise InputError(
                 f"{self.sites} sites but only {self.persons} private persons", hint="lower --sites"
             )
+        if self.data is None and (self.persons or 0) > _MOST_SYNTHETIC:
+            raise InputError(f"--persons: at most {_MOST_SYNTHETIC:,} synthetic persons")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise InputError(f"--seed must lie in 0 to {LARGEST_SEED}, not {self.seed}")
         self._check_trust()
         for path in (self.data, self.weights):
             if path is not None and not path.exists():

@@ -52,10 +52,18 @@ class RunFolder:
                 )
         return RunFolder(path, run_id)
 
+    def abandon(self) -> None:
+        """Remove a folder in which nothing but the settings was written: the run never began."""
+        if [entry.name for entry in self.path.iterdir()] == ["settings.json"]:
+            (self.path / "settings.json").unlink()
+            self.path.rmdir()
+
 
 def check_free(folder: Path) -> None:
     """Raise InputError if something is there already: a run is never written over another."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file", hint="--out names a folder")
+    if folder.exists() and any(folder.iterdir()):
         raise InputError(
             f"{folder} already exists and is not empty",
             hint="choose another --out, or add --resume to go on with that run",

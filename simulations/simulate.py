@@ -281,4 +281,10 @@ def _warnings(simulation: Simulation, done: Checkpoint) -> tuple[str, ...]:
     epsilon = simulation.experiment.epsilon
     if epsilon is not None and epsilon > 10:
         found.append(f"epsilon {epsilon:g} is a weak promise; 10 and less is usually asked for")
+    delta, persons = simulation.experiment.delta, simulation.material.declared
+    if epsilon is not None and delta * persons > 1:
+        found.append(
+            f"delta {delta:g} is more than one over the {persons} private persons: with so large a "
+            "delta whole persons may be given away"
+        )
     return tuple(found)

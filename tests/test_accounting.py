@@ -17,6 +17,7 @@ from scipy.special import log_ndtr
 
 from common import accountants
 from common.accounting import (
+    MOST_EPSILON,
     Accountant,
     Event,
     GaussianEvent,
@@ -235,6 +236,17 @@ def test_a_bad_number_is_an_input_error(bad: float) -> None:
             noise_multiplier_for(1.0, delta, 10)
         with pytest.raises(InputError):
             RdpOdometer(delta)
+
+
+@pytest.mark.parametrize("target", [1.01 * MOST_EPSILON, 1e300])
+@pytest.mark.parametrize("concentrated", [False, True])
+def test_an_epsilon_that_promises_nothing_is_an_input_error(
+    target: float, concentrated: bool
+) -> None:
+    with pytest.raises(InputError, match="promises nothing"):
+        noise_multiplier_for(target, 1e-5, 10, concentrated=concentrated)
+    largest = noise_multiplier_for(MOST_EPSILON, 1e-5, 10, concentrated=concentrated)
+    assert 0 < largest < noise_multiplier_for(10.0, 1e-5, 10, concentrated=concentrated)
 
 
 def test_a_bad_count_rate_event_or_accountant_is_an_input_error() -> None:

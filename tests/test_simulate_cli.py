@@ -88,6 +88,11 @@ def is_one_clear_line(outcome: Outcome, code: int, words: str) -> bool:
         ({"colluders": 1}, "--colluders is for --trust secagg"),
         ({"minimum_sites": 3}, "--minimum-sites must lie in 1 to 2"),
         ({"resume": True}, "--resume needs --out"),
+        ({"epsilon": "1e300"}, "promises nothing"),
+        ({"rounds": 10**12}, "rounds must lie in 1 to"),
+        ({"seed": 2**63}, "--seed must lie in 0 to"),
+        ({"data": ""}, "--data is empty"),
+        ({"data": "synthetic", "persons": 10**12}, "synthetic persons"),
     ],
 )
 def test_a_wrong_option_is_one_line_exit_2_and_leaves_nothing(
@@ -184,6 +189,19 @@ def test_a_run_folder_in_use_is_not_touched(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run" / "thesis.txt").write_text("three years of work")
     assert is_one_clear_line(run(), 2, "already exists and is not empty")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_place_that_cannot_be_a_run_folder_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert is_one_clear_line(run(out=tmp_path / "file"), 2, "is a file")
+    assert is_one_clear_line(run(out=tmp_path / "file" / "run"), 2, "cannot create")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_delta_that_may_give_whole_persons_away_is_noted(run: Run) -> None:
+    code, out, _ = run(delta=0.5)
+    assert code == 0
+    assert "more than one over the" in out
 
 
 def test_a_full_disk_is_named_and_no_file_is_half_written(

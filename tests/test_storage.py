@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
-from common.errors import StorageError
+from common.errors import PathError, StorageError
 from common.storage import make_private_directory, write_private
 
 
@@ -31,10 +33,37 @@ def test_a_folder_that_is_open_to_others_is_closed(tmp_path: Path) -> None:
 
 def test_a_file_where_a_folder_belongs_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
-    with pytest.raises(StorageError, match="cannot create"):
+    with pytest.raises(PathError, match="cannot create"):
         make_private_directory(tmp_path / "a" / "b")
-    with pytest.raises(StorageError, match="cannot create"):
+    with pytest.raises(PathError, match="cannot create"):
         make_private_directory(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["missing/f", "file/f", "folder", "f" * 300])
+def test_a_path_that_cannot_be_written_is_told_from_a_disk_that_refuses(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(PathError, match="choose another path") as found:
+        write_private(tmp_path / name, b"new")
+    assert found.value.exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_disk_that_refuses_is_no_wrong_path(tmp_path: Path) -> None:
+    """The kernel lets no file grow beyond 100 bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(StorageError, match="free some space") as found:
+            write_private(tmp_path / "f", bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not isinstance(found.value, PathError)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, Final
 
 from client.vault.manifest import associated
-from common.errors import InputError, SealError, StorageError
+from common.errors import InputError, SealError
 from common.randomness import fresh_key
 from common.sealing import KeyLock, open_sealed, seal
-from common.storage import sync_directory
+from common.storage import storage_error, sync_directory
 
 _FORMAT: Final = "veilface vault backup 1"
 _LENGTH: Final = struct.Struct(">I")
@@ -45,7 +45,7 @@ def write_backup(path: Path, chunks: Iterator[bytes], vault_id: str, lock: KeyLo
         part.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        raise storage_error(f"cannot write {path}", error) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from client.vault import schema
 from common.errors import InputError, SealError, StorageError
-from common.storage import make_private_directory, sync_directory
+from common.storage import make_private_directory, storage_error, sync_directory
 
 _LOG: Final = logging.getLogger("veilface.vault")
 _BUSY = 30.0  # seconds to wait for another writer
@@ -151,7 +151,7 @@ def _postgres(where: str) -> Engine:
 def _sqlite(path: Path, *, create: bool) -> Engine:
     if create:
         _create_file(path)
-    elif not path.is_file():
+    elif not path.is_file() or not path.stat().st_size:  # SQLite would make a database of it
         raise InputError(f"there is no vault at {path}", hint="make one with 'template init'")
     engine = create_engine(
         f"sqlite:///{path}",
@@ -187,7 +187,7 @@ def _create_file(path: Path) -> None:
     except FileExistsError as error:
         raise InputError(f"{path} exists already", hint="name a new file") from error
     except OSError as error:
-        raise StorageError(f"cannot create {path}: {error.strerror}") from error
+        raise storage_error(f"cannot create {path}", error) from error
 
 
 @contextmanager
