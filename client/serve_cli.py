@@ -10,6 +10,7 @@ import torch
 from client.service.app import create_app
 from client.service.settings import Settings
 from client.vault_options import VaultOptions, recogniser, vault_options
+from common.errors import InputError
 from common.web.journal import Journal
 from common.web.server import Listen, bracketed, run
 from common.web.tls import tls_files
@@ -26,14 +27,14 @@ _DEFAULTS = Settings()
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A name clients may call it by.")
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0.1),
+    type=float,
     default=_DEFAULTS.rate,
     show_default=True,
     help="Requests a second of one token.",
 )
 @click.option(
     "--at-once",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1024),
     default=_DEFAULTS.at_once,
     show_default="one a core",
     help="Recognitions that run at the same time.",
@@ -52,6 +53,10 @@ def serve(
 
     Off this machine it needs TLS. Make a token first: 'veilface template token create'.
     """
+    if not 0.1 <= rate <= 1e6:
+        raise InputError(f"--rate must lie in 0.1 to 1,000,000 a second, not {rate:g}")
+    if not all(allow_host):
+        raise InputError("--allow-host is empty", hint="a name that clients call the service by")
     listen = Listen(host, port, tls_files(tls_cert, tls_key))
     settings = Settings(
         hosts=(*_DEFAULTS.hosts, bracketed(host).lower(), *(name.lower() for name in allow_host)),

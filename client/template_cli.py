@@ -25,12 +25,17 @@ from client.vault_options import (
     vault_options,
 )
 from common.chip_cache import ChipCache
+from common.cutter import read_image
 from common.dataset import images_of, list_subjects, load_chips
 from common.errors import InputError
+from common.face import DecodeLimits
 from common.storage import write_private
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+_LEAST_RATE = 1e-12
 
 
 @click.group()
@@ -151,11 +156,13 @@ def list_(options: VaultOptions, as_json: bool) -> None:
 @click.option("--receipt", type=click.Path(path_type=Path), help="Write the signed receipt here.")
 def erase(options: VaultOptions, subject: str, receipt: Path | None) -> None:
     """Destroy SUBJECT's key and templates for good, and print a signed receipt."""
+    if receipt is not None and (receipt.is_dir() or not receipt.parent.is_dir()):
+        raise InputError(f"--receipt {receipt} cannot be a file", hint="nobody was erased")
     with options.open() as vault:
         text = vault.erase(subject).to_json()
+    click.echo(text)  # first: the person is gone, and there is no second receipt
     if receipt is not None:
         write_private(receipt, (text + "\n").encode())
-    click.echo(text)
 
 
 @template.command(name="rotate-key")
@@ -210,6 +217,11 @@ def calibrate(
     """Set the thresholds from pictures of your own or a public set; there is no default."""
     if fmr is None and fpir is None:
         raise InputError("choose a rate", hint="--fmr to verify, --fpir to identify, or both")
+    for option, target in (("--fmr", fmr), ("--fpir", fpir)):
+        if target is not None and not _LEAST_RATE <= target < 1:
+            raise InputError(f"{option} must lie between {_LEAST_RATE:g} and 1, not {target:g}")
+    if gallery is not None and fpir is None:
+        raise InputError("--gallery belongs to --fpir")
     with options.open() as vault:
         engine = recogniser(vault)
         embeddings, labels = _embedded(engine, data, cache)
@@ -241,13 +253,16 @@ def calibrate(
 def migrate(options: VaultOptions, choice: NetworkChoice, as_json: bool) -> None:
     """Move the vault to another network; who has no kept pictures must enrol again."""
     network = choice.network()
+    choice.check_detector()
     with options.open() as vault:
         moved = vault.change_model(
             network_id(network),
             lambda chips: Recogniser.embedding_of(network, chips),
         )
         choice.keep(vault)
-    _print(dataclasses.asdict(moved), as_json, str(moved))
+    again = f"; must enrol again: {', '.join(moved.must_enrol)}" if moved.must_enrol else ""
+    words = f"the vault's network is {network.name}: {len(moved.migrated)} persons moved{again}"
+    _print(dataclasses.asdict(moved), as_json, words)
 
 
 @template.command()
@@ -278,7 +293,7 @@ def log(options: VaultOptions, as_json: bool) -> None:
     with options.open() as vault:
         entries = [dataclasses.asdict(entry) for entry in vault.log()]
     if as_json:
-        click.echo(json.dumps(entries, default=str))
+        click.echo(json.dumps({"entries": entries}, default=str))
         return
     table, columns = Table(), ("time", "operation", "pseudonym", "outcome")
     for name in columns:
@@ -291,10 +306,7 @@ def log(options: VaultOptions, as_json: bool) -> None:
 
 
 def _picture(path: Path) -> Picture:
-    try:
-        return Picture(str(path), path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return Picture(str(path), read_image(path, DecodeLimits()))
 
 
 def _embedded(engine: Recogniser, data: Path, cache: Path | None) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from client.recognition import Recogniser, network_id
 from client.vault import Vault
@@ -118,6 +119,10 @@ class NetworkChoice:
         """The detector that goes with it."""
         return DlibDetector() if self.yunet is None else YuNetDetector(self.yunet)
 
+    def check_detector(self) -> None:
+        """Raise InputError if the detector cannot be used: a vault that names it could not be."""
+        self.detector().detect(np.zeros((64, 64, 3), np.uint8))
+
     def keep(self, vault: Vault) -> None:
         """Remember the choice in the vault, and the one before it for who has not moved yet."""
         before = vault.recall(_NETWORK)
@@ -171,7 +176,10 @@ def new_vault(
     options: VaultOptions, choice: NetworkChoice, *, eight_bit: bool, keep_chips: bool
 ) -> Vault:
     """Create a vault for a network."""
+    if "://" not in options.where and Path(options.where).exists():
+        raise InputError(f"{options.where} exists already", hint="name a new file")
     network = choice.network()
+    choice.check_detector()
     vault = Vault.create(
         options.where,
         options.lock(create=True),

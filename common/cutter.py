@@ -48,7 +48,7 @@ class Cutter:
     def __call__(self, path: Path) -> Cut:
         digest = UNREADABLE
         try:
-            data = _read(path, self.limits)
+            data = read_image(path, self.limits)
             digest = hashlib.sha256(data).digest()
             image = decode_image(data, name=path.name, limits=self.limits)
             if self.finder is None:
@@ -63,7 +63,7 @@ class Cutter:
     def digest(self, path: Path) -> bytes:
         """SHA-256 of a file; `UNREADABLE` if it cannot be read."""
         try:
-            return hashlib.sha256(_read(path, self.limits)).digest()
+            return hashlib.sha256(read_image(path, self.limits)).digest()
         except ImageError:
             return UNREADABLE
 
@@ -90,7 +90,7 @@ def _leave_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _read(path: Path, limits: DecodeLimits) -> bytes:
+def read_image(path: Path, limits: DecodeLimits) -> bytes:
     """The bytes of a regular file within the limits, or ImageError."""
     try:
         status = path.stat()

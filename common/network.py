@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from torch import nn
 
@@ -30,7 +32,8 @@ class Network:
     module: nn.Module
 
 
-DEFAULT = "dlib-resnet"
+DEFAULT = "dlib-resnet"  # the only one that comes with weights
+_LOG: Final = logging.getLogger("veilface.network")
 
 
 def open_network(backbone: str | None, weights: Path | None, model: Path | None) -> Network:
@@ -45,6 +48,8 @@ def open_network(backbone: str | None, weights: Path | None, model: Path | None)
 def public_network(name: str, weights: Path | None) -> Network:
     """The backbone of that name, with its own or the given weights."""
     backbone = create(name, weights=weights)
+    if weights is None and name != DEFAULT:
+        _LOG.warning("%s has random weights and tells nobody apart: give --weights", name)
     return Network(name, backbone, backbone)
 
 

@@ -7,10 +7,8 @@ import datetime
 import ipaddress
 import json
 import os
-import signal
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -33,6 +31,7 @@ from client.token_cli import token
 from common.errors import InputError, Refused, VeilfaceError
 from common.web.server import is_loopback
 from common.web.tls import tls_files
+from tests.process_rig import free_port, listens, processes, until
 from tests.service_rig import CANARY, Site, faces, new_site
 
 _TRAVERSALS = (
@@ -58,41 +57,29 @@ def _opened_by(site: Site) -> list[str]:
 
 @contextmanager
 def _running(
-    site: Site, *more: str, verify: Any = True, first: str = ""
-) -> Iterator[tuple[httpx.Client, Any]]:
-    """The command in a process; yields a client for it and the process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-c", first + _COMMAND, *_opened_by(site), "--port", str(port), *more],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    site: Site, log: Path, *more: str, verify: Any = True, first: str = ""
+) -> Iterator[tuple[httpx.Client, int]]:
+    """The command in a process that logs to a file; yields a client for it and its process id."""
+    port = free_port()
+    command = [sys.executable, "-c", first + _COMMAND, *_opened_by(site), "--port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     scheme = "https" if "--tls-cert" in more else "http"
-    try:
+    with processes(([*command, *more], log, environment)) as (process,):
+        until(lambda: listens("127.0.0.1", port) or process.poll() is not None, log.read_text)
         with httpx.Client(base_url=f"{scheme}://localhost:{port}", verify=verify) as client:
-            for _ in range(300):
-                try:
-                    client.get("/v1/health")
-                    break
-                except httpx.ConnectError:
-                    time.sleep(0.1)
-            yield client, process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) is not None
+            yield client, process.pid
 
 
-def test_the_command_serves_a_vault_and_logs_no_one(site: Site) -> None:
+def test_the_command_serves_a_vault_and_logs_no_one(site: Site, tmp_path: Path) -> None:
     text = site.token("enrol", "verify")
-    with _running(site) as (client, process):
+    with _running(site, tmp_path / "log") as (client, process):
         client.headers["Authorization"] = f"Bearer {text}"
         files = [("images", (f"{CANARY}.jpg", faces()[0]))]
         made = client.post("/v1/subjects", data={"subject": CANARY}, files=files)
         assert made.status_code == 201 and "server" not in made.headers
         claim = {"image": (f"{CANARY}.jpg", faces()[0])}
         assert client.post("/v1/verify", data={"subject": CANARY}, files=claim).json()["accepted"]
-        limits = Path(f"/proc/{process.pid}/limits")
+        limits = Path(f"/proc/{process}/limits")
         if limits.exists() and os.geteuid() == 0:
             core = next(row for row in limits.read_text().splitlines() if "core file" in row)
             assert core.split()[4:6] == ["0", "0"]
@@ -100,7 +87,7 @@ def test_the_command_serves_a_vault_and_logs_no_one(site: Site) -> None:
             assert _raw(client, b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n") == b"401"
         many = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000
         assert _raw(client, many) in (b"400", b"")
-    log = process.stderr.read()
+    log = (tmp_path / "log").read_text()
     assert "Canary" not in log and text.rsplit("_", 1)[1] not in log
     lines = [json.loads(line) for line in log.splitlines()]
     assert lines[0]["url"].startswith("http://127.0.0.1:")
@@ -122,7 +109,7 @@ def test_no_acknowledged_enrolment_is_lost_among_many_clients(tmp_path: Path) ->
     with new_site(tmp_path) as site:
         site.calibrate(0.99)
         text = site.token(*SCOPES)
-        with _running(site) as (client, _):
+        with _running(site, tmp_path / "log") as (client, _):
             address, pictures = str(client.base_url), list(faces())
             report = asyncio.run(load(address, text, pictures, clients=8, seconds=2))
         assert report.failures == {} and report.lost == 0
@@ -130,9 +117,9 @@ def test_no_acknowledged_enrolment_is_lost_among_many_clients(tmp_path: Path) ->
         assert {case.name for case in report.cases} == {"enrol", "verify", "identify"}
 
 
-def test_who_connects_and_sends_no_request_is_hung_up_on(site: Site) -> None:
+def test_who_connects_and_sends_no_request_is_hung_up_on(site: Site, tmp_path: Path) -> None:
     soon = "import common.web.server as server; server._HEADERS_WITHIN = 0.3; "
-    with _running(site, first=soon) as (client, _):
+    with _running(site, tmp_path / "log", first=soon) as (client, _):
         for said in (b"", b"GET / HTTP/1.1\r\nHost: local"):
             assert _raw(client, said) == b""
 
@@ -141,7 +128,7 @@ def test_over_tls_the_same_service_answers(site: Site, tmp_path: Path) -> None:
     certificate, key = _certificate(tmp_path)
     trusting = ssl.create_default_context(cafile=str(certificate))
     options = ("--tls-cert", str(certificate), "--tls-key", str(key), "--host", "0.0.0.0")
-    with _running(site, *options, verify=trusting) as (client, _):
+    with _running(site, tmp_path / "log", *options, verify=trusting) as (client, _):
         answer = client.get("/v1/health")
         assert answer.json()["status"] == "ok"
         assert answer.headers["strict-transport-security"].startswith("max-age=")
@@ -186,6 +173,25 @@ def test_tokens_are_made_listed_and_revoked_by_command(site: Site) -> None:
     assert next(one for one in listed if one["id"] == token_id)["revoked"] is not None
     nobody = run.invoke(token, ["revoke", *opened, "0" * 16])
     assert isinstance(nobody.exception, VeilfaceError) and nobody.exception.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--rate", "nan"),
+        ("--rate", "inf"),
+        ("--rate", "0"),
+        ("--at-once", "99999999"),
+        ("--allow-host", ""),
+    ],
+)
+def test_a_number_or_name_that_cannot_be_is_refused_before_anything_listens(
+    site: Site, wrong: tuple[str, str]
+) -> None:
+    done = CliRunner().invoke(serve, [*_opened_by(site), *wrong])
+    said = done.stderr if done.exception is None else f"{done.stderr}{done.exception}"
+    assert done.exit_code == 2 or isinstance(done.exception, InputError)
+    assert wrong[0] in said
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:

@@ -87,13 +87,17 @@ def test_a_walk_from_an_empty_vault_to_an_erased_person(
     assert "nobody of this vault" in out
 
     assert pseudonym in run("list")[1]
+    for place in (tmp_path / "missing" / "receipt.json", tmp_path):
+        code, out, err = run("erase", PERSON, "--receipt", place)
+        assert (code, out) == (2, "")
+        assert "nobody was erased" in err
     code, out, _ = run("erase", PERSON, "--receipt", tmp_path / "receipt.json")
     assert code == 0
     assert json.loads(out) == json.loads((tmp_path / "receipt.json").read_text())
     assert PERSON not in out
     assert run("verify", PERSON, image(4))[0] == 2
     code, out, _ = run("log", "--json")
-    assert [entry["operation"] for entry in json.loads(out)][:2] == ["enrol", "verify"]
+    assert [entry["operation"] for entry in json.loads(out)["entries"]][:2] == ["enrol", "verify"]
     assert PERSON not in out
     with pytest.raises(SystemExit) as exit_:
         main(["ledger", "verify", str(tmp_path / "v" / "site.db")])
@@ -138,6 +142,11 @@ def test_the_key_can_be_changed_and_the_old_one_opens_nothing(run: Run, tmp_path
         ("list", (), "does not exist|no vault|cannot"),
         ("enrol", ("x", "no-such.jpg"), "does not exist|no vault|cannot"),
         ("calibrate", ("--data", "x"), "choose a rate"),
+        ("calibrate", ("--data", "x", "--fmr", "nan"), "--fmr must lie between"),
+        ("calibrate", ("--data", "x", "--fpir", "1"), "--fpir must lie between"),
+        ("calibrate", ("--data", "x", "--fmr", "1e-300"), "--fmr must lie between"),
+        ("calibrate", ("--data", "x", "--fmr", ".1", "--gallery", "9"), "belongs to --fpir"),
+        ("init", ("--yunet", __file__), "not a YuNet model"),
         ("rotate-key", (), "opens the vault from now on"),
         ("identify", ("x.jpg", "--top", "0"), "--top"),
     ],
@@ -150,6 +159,45 @@ def test_a_wrong_command_is_one_line(
     assert not out
     assert len(err.strip().splitlines()) == 1
     assert any(word in err for word in words.split("|")), err
+
+
+def test_a_vault_that_is_there_stays_and_no_key_is_made_for_it(run: Run, tmp_path: Path) -> None:
+    assert run("init")[0] == 0
+    code, out, err = run("init", key="another")
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert "exists already" in err
+    assert not (tmp_path / "another").exists()
+    assert run("list")[0] == 0
+
+
+def test_an_empty_file_is_no_vault_and_stays_empty(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "site.db").touch()
+    (tmp_path / "key").write_bytes(bytes(32))
+    (tmp_path / "key").chmod(0o600)
+    code, _, err = run("list")
+    assert code == 2
+    assert "there is no vault" in err
+    assert [path.name for path in (tmp_path / "v").iterdir()] == ["site.db"]
+    assert not (tmp_path / "v" / "site.db").stat().st_size
+
+
+def test_a_device_without_end_is_no_picture(run: Run) -> None:
+    assert run("init")[0] == 0
+    code, out, err = run("verify", "ann", "/dev/zero")
+    assert (code, out) == (2, "")
+    assert "not a regular file" in err
+
+
+def test_migrating_says_in_words_what_happened_and_warns_of_random_weights(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("init")[0] == 0
+    code, out, _ = run("migrate", "--backbone", "lenet")
+    assert code == 0
+    assert out.strip() == "the vault's network is lenet: 0 persons moved"
+    assert "lenet has random weights" in caplog.text
 
 
 def test_two_keys_at_once_or_none_are_refused(
