@@ -35,12 +35,12 @@ function show(place, id) {
     h("p", { class: "empty" }, known.has(id) ? "No round has finished yet." : "Working…"));
   const names = [...new Set(versions.flatMap((one) => Object.keys(one.scores)))].sort();
   const all = table(`Models of ${id}, the newest first`,
-    ["Round", "Model", "Updates used", "Seconds", ...names.map(score)], versions.map((one) => [
+    ["Round", ...names.map(score), "Updates used", "Seconds", "Model"], versions.map((one) => [
       String(one.round),
-      one.model ? h("code", { title: one.model }, one.model.slice(0, 12)) : "–",
+      ...names.map((name) => name in one.scores ? percent(one.scores[name]) : "–"),
       one.accepted ? String(one.accepted) : "none: no sum",
       number(one.seconds),
-      ...names.map((name) => name in one.scores ? percent(one.scores[name]) : "–")]));
+      one.model ? h("code", { title: one.model }, one.model.slice(0, 12)) : "–"]));
   all.classList.add("tall");
   place.replaceChildren(
     h("div", { class: "trends" }, ...names.map((name) => trend(name, versions))), all);
