@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.constants import check_clip
 from common.errors import InputError
 from common.losses import PersonBatch, PersonLoss, PublicSide
-from common.mechanism import ClippedSum, check_clip, clip_factors
+from common.mechanism import ClippedSum, clip_factors
 from common.parameters import layout_of, trainable_parameters
 
 # Persons at once: intermediate results must stay in the cache (docs/engines.md). Every chunk is

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.app_bundle import app_hash, is_app_hash
-from common.backbones.registry import BACKBONES
 from common.config import from_toml
 from common.contract import Contract, Trust
 from common.errors import InputError, Refused
 from common.masking.terms import Terms as MaskingTerms
 from common.plan import PrivacyPlan, epsilon_after
 from common.terms import Terms
+from common.vocabulary import BACKBONES
 
 
 @dataclass(frozen=True)

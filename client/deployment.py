@@ -14,7 +14,8 @@ from flwr.app import Context
 
 from client.app import OpenSite, make_app
 from client.consent import SitePolicy
-from client.folder import FolderConfig, open_folder
+from client.folder import open_folder
+from client.folder_config import FolderConfig
 from common.errors import InputError
 
 _KNOWN: Final = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from client.app import OpenSite
 from client.consent import SitePolicy
+from client.folder_config import FolderConfig
 from client.masked_site import Identity, MaskedSite
 from client.preparation import PublicPart
 from client.site import Site
@@ -31,25 +31,6 @@ from common.randomness import KEY_BYTES, fresh_key
 from common.storage import make_private_directory, write_private
 
 log = logging.getLogger("veilface.site")
-
-
-@dataclass(frozen=True)
-class FolderConfig:
-    """Where a site's faces and state lie.
-
-    Attributes:
-        data: one folder a person, images in it.
-        state: ledger, releases and public parts; for this site alone (0700).
-        aligned: the images are aligned chips already.
-        weights: of a backbone that is not pretrained.
-        cache: folder of the sealed chip cache; None is the user's own.
-    """
-
-    data: Path
-    state: Path
-    aligned: bool = False
-    weights: Path | None = None
-    cache: Path | None = None
 
 
 def open_folder(

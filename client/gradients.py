@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from client.book_keeping import book_keeping, supports_book_keeping
-from common.backbones.base import TrainSet
 from common.losses import PersonBatch, PersonLoss, PublicSide
 from common.mechanism import ClippedSum, clip_by_person
 from common.parameters import layout_of, trainable_parameters
+from common.vocabulary import TrainSet
 
 # Above this many floats a chunk of per-person gradients no longer fits the cache and memory well.
 _VMAP_FLOATS: Final = 2**25

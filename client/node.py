@@ -7,13 +7,11 @@ it had released before with the same bytes.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -26,43 +24,17 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.consent import SitePolicy
 from client.link import Delivery, ServerLink, Unreachable
-from common.errors import InputError, Refused, StorageError
+from client.node_state import NodeState
+from common.errors import Refused, StorageError
 from common.liveness import BEAT_EVERY
-from common.storage import write_private
 
 log = logging.getLogger("veilface.site")
 
-NODE_FILE: Final = "node.json"
 _BUSY_POLL: Final = 0.2
 _IDLE_POLL: Final = 1.0
 _BUSY_FOR: Final = 120.0
 _LONGEST_PAUSE: Final = 5.0
 _NOTE_EVERY: Final = 15.0
-
-
-@dataclass(frozen=True)
-class NodeState:
-    """What a node leaves on the disk: its id at the server, and when the server last answered."""
-
-    node_id: int
-    contact: str
-
-    @classmethod
-    def read(cls, state: Path) -> NodeState | None:
-        """Return what was left, or None where no server ever answered."""
-        path = state / NODE_FILE
-        if not path.exists():
-            return None
-        try:
-            values = json.loads(path.read_bytes())
-            return cls(int(values["node_id"]), str(values["contact"]))
-        except (ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{path} is damaged", hint="delete it: the site joins anew") from error
-
-    def keep(self, state: Path) -> None:
-        """Write it."""
-        body = json.dumps({"node_id": self.node_id, "contact": self.contact})
-        write_private(state / NODE_FILE, body.encode())
 
 
 class Node:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.calibration import Purpose, Threshold
+from client.picture import Picture
 from client.quality import Portrait, QualityLimits, faults, portrait
 from client.search import Index
 from client.vault import Gallery, Vault
@@ -34,14 +35,6 @@ from common.network import Network
 # or replayed faces and adversarial patterns. None is built in yet.
 ChipCheck = Callable[[NDArray[np.uint8]], None]
 _MOST_CANDIDATES: Final = 100
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An encoded image and what errors call it."""
-
-    name: str
-    data: bytes
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import torch
 
-from client.service.app import create_app
 from client.service.settings import Settings
 from client.vault_options import VaultOptions, recogniser, vault_options
 from common.errors import InputError
@@ -65,6 +63,10 @@ def serve(
         burst=max(1, round(2 * rate)),
         at_once=at_once,
     )
+    import torch  # here, so that --help needs none of it
+
+    from client.service.app import create_app
+
     torch.set_num_threads(1)
     journal = Journal()
     with options.open() as vault:

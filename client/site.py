@@ -23,7 +23,7 @@ from client.trainer import RoundKeys, train_round
 from common.config import digest
 from common.contract import Contract
 from common.errors import Refused
-from common.ledger import Genesis, Ledger, Reservation
+from common.ledger import Ledger, Reservation
 from common.parameters import layout_of
 from common.persons import Persons
 from common.plan import PrivacyPlan
@@ -81,10 +81,7 @@ class Site:
     @staticmethod
     def open(directory: Path, plan: PrivacyPlan, round_key: RoundKey | None = None) -> Site:
         """Return the site, with its ledger created if there is none yet."""
-        if not (directory / Ledger.FILE_NAME).exists():
-            Ledger.create(directory, Genesis(delta=plan.delta, epsilon=plan.epsilon))
-        with Ledger.open(directory) as ledger:
-            plan.check_against(ledger)
+        plan.settle_ledger(directory)
         return Site(directory, plan, round_key or SecretRoundKey())
 
     def train(

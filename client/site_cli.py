@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from client.consent import SitePolicy
-from client.folder import FolderConfig
-from client.node import NodeState
-from client.up import SiteOptions, default_state, policy_path, settle_policy, terms_of, up
+from client.folder_config import FolderConfig
+from client.node_state import NodeState
+from client.start import SiteOptions, default_state, policy_path, settle_policy, terms_of, up
 from common.bundle import Bundle
 from common.bundle_options import OpenedBundle, bundle_options, must_be_of
 from common.errors import InputError

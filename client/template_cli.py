@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client.calibration import Threshold, for_identification, for_verification
-from client.recognition import Picture, Recogniser, network_id
+from client.picture import Picture
 from client.token_cli import token
 from client.vault import Vault
 from client.vault_options import (
@@ -30,6 +30,9 @@ from common.dataset import images_of, list_subjects, load_chips
 from common.errors import InputError
 from common.face import DecodeLimits
 from common.storage import write_private
+
+if TYPE_CHECKING:
+    from client.recognition import Recogniser
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -252,6 +255,8 @@ def calibrate(
 @_JSON
 def migrate(options: VaultOptions, choice: NetworkChoice, as_json: bool) -> None:
     """Move the vault to another network; who has no kept pictures must enrol again."""
+    from client.recognition import Recogniser, network_id  # here: most commands need no torch
+
     network = choice.network()
     choice.check_detector()
     with options.open() as vault:

@@ -1,4 +1,7 @@
-"""The options that open a vault, the same for every command that needs one."""
+"""The options that open a vault, the same for every command that needs one.
+
+Most of these commands look at no face: torch is loaded where a network is.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
-from client.recognition import Recogniser, network_id
 from client.vault import Vault
 from common.config import from_json, to_json
 from common.detection import Detector, DlibDetector, YuNetDetector
 from common.errors import InputError
-from common.network import Network, open_network
 from common.sealing import KeyFileLock, KeyLock, PassphraseLock, TransitLock
+
+if TYPE_CHECKING:
+    from client.recognition import Recogniser
+    from common.network import Network
 
 PASSPHRASE_VARIABLE = "VEILFACE_PASSPHRASE"
 TOKEN_VARIABLE = "VEILFACE_TRANSIT_TOKEN"
@@ -113,6 +118,8 @@ class NetworkChoice:
 
     def network(self) -> Network:
         """Load the network."""
+        from common.network import open_network
+
         return open_network(self.backbone, self.weights, self.model)
 
     def detector(self) -> Detector:
@@ -155,6 +162,8 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def recogniser(vault: Vault) -> Recogniser:
     """The recogniser of a vault with the network that was chosen for it."""
+    from client.recognition import Recogniser
+
     choice, before = _chosen(vault, _NETWORK), None
     if choice is None:
         raise InputError("the vault names no network", hint="make it with 'veilface template init'")
@@ -176,6 +185,8 @@ def new_vault(
     options: VaultOptions, choice: NetworkChoice, *, eight_bit: bool, keep_chips: bool
 ) -> Vault:
     """Create a vault for a network."""
+    from client.recognition import network_id
+
     if "://" not in options.where and Path(options.where).exists():
         raise InputError(f"{options.where} exists already", hint="name a new file")
     network = choice.network()

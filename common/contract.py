@@ -6,15 +6,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.backbones.base import TrainSet
+from common.constants import LossConfig, check_clip, check_denominator
 from common.errors import InputError
 from common.ledger_format import Mechanism
-from common.losses import LOSSES, LossConfig
 from common.masking.fixed_point import FixedPoint
 from common.masking.noise import ShareNoise
 from common.masking.terms import MOST_SITES, Terms
-from common.mechanism import check_clip, check_denominator
 from common.sampling import check_sample_rate
+from common.vocabulary import LOSS_NAMES, TrainSet
 
 Trust = Literal["local", "secagg"]
 
@@ -156,8 +155,10 @@ class Contract:
         for name, limit in (("temperature", 1e3), ("margin", 2.0)):
             if not 0.0 <= getattr(self.loss, name) <= limit:
                 raise InputError(f"{name} must lie in 0 to {limit:g}: {getattr(self.loss, name)}")
-        if self.loss.name not in LOSSES:
-            raise InputError(f"unknown loss {self.loss.name!r}", hint=f"one of {', '.join(LOSSES)}")
+        if self.loss.name not in LOSS_NAMES:
+            raise InputError(
+                f"unknown loss {self.loss.name!r}", hint=f"one of {', '.join(LOSS_NAMES)}"
+            )
         if not (math.isfinite(self.local_learning_rate) and self.local_learning_rate > 0):
             raise InputError(f"local_learning_rate must be positive: {self.local_learning_rate}")
         if not 0.0 <= self.local_momentum < 1.0:

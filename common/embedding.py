@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common.backbones.base import Backbone, Split, TrainSet
+from common.backbones.base import Backbone, Split
+from common.vocabulary import TrainSet
 
 Progress = Callable[[int, int], None]
 # One thread a batch, each batch small enough for its core's cache, channels last: measured on two

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.constants import LossConfig
 from common.errors import InputError
 
 
@@ -76,21 +77,6 @@ class PersonLoss(Protocol):
     def __call__(
         self, embeddings: Tensor, present: Tensor, codes: Tensor, public: Tensor
     ) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Which loss, and its constants: `temperature` multiplies cosines, `margin` is in cosines.
-
-    `public_gradient` lets the gradient flow through the public embeddings. Without it an anchor
-    is pushed away from negatives that do not yield, and on LFW training does harm
-    (docs/levers.md); with it a person costs as much as its own and the public images together.
-    """
-
-    name: str = "public-negatives"
-    temperature: float = 48.0
-    margin: float = 0.2
-    public_gradient: bool = True
 
 
 def _pair_mean(pair_losses: Tensor, present: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.constants import check_clip, check_denominator
 from common.errors import InputError
 from common.randomness import KeyStream
 
 # A factor computed in floating point may overshoot C by a few units in the last place; the
 # margin is larger than that and costs a millionth of the signal.
 _ROUNDING_MARGIN = 1.0 - 1e-6
-_SMALLEST = 1e-6
 # Noised values lie on a public grid of this fraction of the noise's standard deviation, so that
 # their low bits do not tell which noise values floating point can reach (Mironov 2012).
 _GRID = 2.0**-12
@@ -54,18 +54,6 @@ class NoisedSum:
         """Return the sum over a public constant, float64 [d]; never over a private count."""
         check_denominator(public_denominator)
         return self.value / public_denominator
-
-
-def check_clip(max_grad_norm: float) -> None:
-    """Raise InputError unless C lies in [1e-6, 1e6]: beyond, floats round by more than they say."""
-    if not _SMALLEST <= max_grad_norm <= 1 / _SMALLEST:
-        raise InputError(f"max_grad_norm must lie between 1e-6 and 1e6, not {max_grad_norm}")
-
-
-def check_denominator(public_denominator: float) -> None:
-    """Raise InputError unless the denominator lies in [1e-6, 1e12]."""
-    if not _SMALLEST <= public_denominator <= 1e12:
-        raise InputError(f"public_denominator must lie in [1e-6, 1e12], not {public_denominator}")
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:

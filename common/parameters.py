@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names and shapes of the trainable parameters, in the order in which they are flattened."""
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(int(torch.Size(shape).numel()) for shape in self.shapes)
-
-    @property
-    def dimension(self) -> int:
-        return sum(self.sizes)
+from common.layout import Layout
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.accounting import cross_checked_epsilon, noise_multiplier_for
 from common.contract import Contract, Privacy
 from common.errors import BudgetExceeded, InputError, Refused
-from common.ledger import Ledger, Reservation
+from common.ledger import Genesis, Ledger, Reservation
 from common.spending import event_of, reserved
 
 # An epsilon recomputed elsewhere may differ in its last digits from the one the noise was found
@@ -74,6 +75,13 @@ class PrivacyPlan:
                 f"a budget of epsilon {self.epsilon} at delta {self.delta} bounds nothing",
                 hint="epsilon is finite and not negative, delta lies between 0 and 1",
             )
+
+    def settle_ledger(self, directory: Path) -> None:
+        """Make a site's ledger if it has none; raise Refused if it was made for less than this."""
+        if not (directory / Ledger.FILE_NAME).exists():
+            Ledger.create(directory, Genesis(delta=self.delta, epsilon=self.epsilon))
+        with Ledger.open(directory) as ledger:
+            self.check_against(ledger)
 
     def check_against(self, ledger: Ledger) -> None:
         """Raise Refused where the plan allows more than the ledger was made for."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.backbones.base import TrainSet
+from common.vocabulary import TrainSet
 
 
 @dataclass(frozen=True)

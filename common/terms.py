@@ -9,16 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.backbones.base import TrainSet
-from common.backbones.registry import BACKBONES
 from common.config import from_json, from_toml, to_json
 from common.contract import Masking, Privacy, Trust
 from common.errors import InputError, Refused
-from common.losses import LOSSES
 from common.masking.noise import calibrate as calibrate_share
 from common.masking.terms import Terms as MaskingTerms
 from common.plan import calibrate
 from common.recipe import recommended
+from common.vocabulary import AGGREGATOR_NAMES, BACKBONES, LOSS_NAMES, TrainSet
 
 
 @dataclass(frozen=True)
@@ -136,12 +134,13 @@ def read_terms(path: Path) -> Terms:
     """Return the terms of a `training.toml`; whatever is wrong in it is an InputError."""
     config = from_toml(TermsConfig, path)
     training = config.training
-    if config.backbone not in BACKBONES:
-        raise InputError(
-            f"{path.name}: unknown backbone {config.backbone!r}", hint=", ".join(BACKBONES)
-        )
-    if training.loss not in LOSSES:
-        raise InputError(f"{path.name}: unknown loss {training.loss!r}")
+    for what, name, known in (
+        ("backbone", config.backbone, BACKBONES),
+        ("loss", training.loss, LOSS_NAMES),
+        ("aggregator", training.aggregator, AGGREGATOR_NAMES),
+    ):
+        if name not in known:
+            raise InputError(f"{path.name}: unknown {what} {name!r}", hint=", ".join(known))
     if training.epsilon is None:
         raise InputError(f"{path.name}: a deployment states its epsilon")
     images = recommended(training.train_set).images_per_person

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UpdateRejected
-from common.parameters import Layout
+from common.layout import Layout
 
 FORMAT: Final = 1
 Refusal = Literal["budget", "contract", "ledger", "data", "storage", "internal", "unprepared"]

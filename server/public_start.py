@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.constants import LossConfig
 from common.embedding import Rows
-from common.losses import LossConfig, create_loss
+from common.losses import create_loss
 from common.parameters import trainable_parameters
 from common.persons import Persons
 from common.randomness import experiment_generator

@@ -23,8 +23,9 @@ from common.backbones.weights import model_id
 from common.config import digest, to_json
 from common.contract import Contract
 from common.errors import InputError, Refused, UpdateRejected, VeilfaceError
+from common.layout import Layout
 from common.npy import from_npy, to_npy
-from common.parameters import Layout, pieces
+from common.parameters import pieces
 from common.terms import check_masked
 from common.update import (
     Expected,

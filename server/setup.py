@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.backbones.adapter import PublicStatistics
-from common.backbones.base import Backbone, TrainSet
+from common.backbones.base import Backbone
 from common.backbones.split import frozen_part, split
 from common.backbones.weights import model_id
+from common.constants import LossConfig
 from common.contract import Contract
 from common.embedding import Progress, Rows, frozen_rows, silent
-from common.losses import LossConfig
 from common.parameters import flatten, layout_of
 from common.randomness import experiment_generator
 from common.recipe import recommended
 from common.terms import TrainingConfig
+from common.vocabulary import TrainSet
 from server.optimizer import OptimizerConfig
 from server.public_start import PublicRows, train_on_public
 from server.rounds import Federation

@@ -5,27 +5,22 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from common.backbones.base import TRAIN_SETS, TrainSet
 from common.contract import Trust
 from common.errors import InputError
-from common.losses import LOSSES
-from server.aggregation import AGGREGATORS
-from server.report.page import write_page
-from server.report.plots import write_plots
+from common.vocabulary import AGGREGATOR_NAMES, LOSS_NAMES, TRAIN_SETS, TrainSet
 from server.report.run_record import RunRecord, write_run
 from server.report.wording import epsilon as epsilon_in_words
 from simulations.bench.cli import bench
-from simulations.experiment import Experiment, gather
-from simulations.progress import LiveProgress
-from simulations.run_folder import RunFolder, check_free
 from simulations.shifts import SHIFTS, Shift
-from simulations.simulate import simulate as run_simulation
+
+if TYPE_CHECKING:
+    from simulations.experiment import Experiment
 
 __all__ = ["bench", "simulate"]
 
@@ -63,6 +58,8 @@ def experiment_of(
     cache: Path | None,
 ) -> Experiment:
     """Return the experiment that the options of `simulate` describe; InputError if it cannot be."""
+    from simulations.experiment import Experiment  # here, so that --help needs no torch
+
     if (epsilon is None) != no_privacy:
         raise InputError(
             "say --epsilon E, or --no-privacy to train without any guarantee; exactly one of them"
@@ -118,10 +115,10 @@ def experiment_of(
     help="secagg: sites that may help a hostile server; the noise covers it [default: 0].",
 )
 @click.option("--train", type=click.Choice(TRAIN_SETS), default="adapter", show_default=True)
-@click.option("--loss", type=click.Choice(sorted(LOSSES)), default="public-negatives")
+@click.option("--loss", type=click.Choice(sorted(LOSS_NAMES)), default="public-negatives")
 @click.option("--backbone", default="dlib-resnet", show_default=True)
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict or safetensors.")
-@click.option("--aggregator", type=click.Choice(sorted(AGGREGATORS)), default="mean")
+@click.option("--aggregator", type=click.Choice(sorted(AGGREGATOR_NAMES)), default="mean")
 @click.option("--engine", type=click.Choice(["inprocess", "ray"]), default="inprocess")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -136,6 +133,13 @@ def experiment_of(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def simulate(out: Path | None, resume: bool, as_json: bool, **options: Any) -> None:
     """Run a private federation of many sites on this machine and report what it cost and gave."""
+    from server.report.page import write_page  # here, so that --help needs no torch
+    from server.report.plots import write_plots
+    from simulations.experiment import gather
+    from simulations.progress import LiveProgress
+    from simulations.run_folder import RunFolder, check_free
+    from simulations.simulate import simulate as run_simulation
+
     experiment = experiment_of(**options)
     if out is not None and not resume:
         check_free(out)

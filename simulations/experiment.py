@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.backbones.base import Backbone, TrainSet
-from common.backbones.registry import BACKBONES, create
+from common.backbones.base import Backbone
+from common.backbones.registry import create
 from common.chip_cache import ChipCache
 from common.contract import Trust
 from common.dataset import Skipped, SubjectFolder, images_of, list_subjects, load_chips
@@ -25,6 +25,7 @@ from common.masking import Terms
 from common.randomness import experiment_generator
 from common.sampling import check_sample_rate
 from common.terms import check_masked
+from common.vocabulary import BACKBONES, TrainSet
 from simulations.people import generate
 from simulations.shifts import Shift, apply_shift
 from simulations.splitting import PersonSplit, split_persons

@@ -21,7 +21,8 @@ from client.masked_site import Identity, MaskedSite
 from client.site import Site
 from client.trainer import RoundKeys, train_round
 from common.contract import Contract, Masking
-from common.parameters import Layout, flatten, layout_of
+from common.layout import Layout
+from common.parameters import flatten, layout_of
 from common.persons import Persons
 from common.plan import PrivacyPlan
 from common.roster import RosterStore

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.backbones.adapter import PublicStatistics
-from common.backbones.base import TRAIN_SETS, Backbone, TrainSet
-from common.backbones.registry import BACKBONES, create
+from common.backbones.base import Backbone
+from common.backbones.registry import create
 from common.backbones.split import frozen_part, rejoin, split
 from common.errors import InputError
 from common.parameters import trainable_parameters
+from common.vocabulary import BACKBONES, TRAIN_SETS, TrainSet
 
 torch.set_num_threads(1)
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.config import digest, from_json, from_toml, parse, to_json
+from common.constants import LossConfig
 from common.contract import Contract, Privacy
 from common.errors import InputError
-from common.losses import LossConfig
 
 CONTRACT = Contract(
     run_id="r",

@@ -18,7 +18,8 @@ from client.gradients import (
 )
 from common.backbones.registry import create
 from common.backbones.split import split
-from common.losses import LOSSES, LossConfig, PersonBatch, PublicSide, create_loss
+from common.constants import LossConfig
+from common.losses import LOSSES, PersonBatch, PublicSide, create_loss
 
 
 class Adapter(nn.Module):

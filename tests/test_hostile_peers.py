@@ -16,7 +16,8 @@ from torch import nn
 
 from client.book_keeping import book_keeping
 from client.consent import SitePolicy
-from client.folder import FolderConfig, open_folder
+from client.folder import open_folder
+from client.folder_config import FolderConfig
 from client.preparation import PublicPart, Unprepared, load_public
 from client.site import Prepared, Site
 from common.app_bundle import app_hash
@@ -24,14 +25,15 @@ from common.backbones.adapter import AdapterHead, PublicStatistics
 from common.backbones.registry import create
 from common.backbones.split import frozen_part
 from common.config import from_json
+from common.constants import LossConfig
 from common.contract import Contract, Privacy
 from common.embedding import frozen_rows
 from common.errors import InputError, VeilfaceError
+from common.layout import Layout
 from common.ledger import Ledger
-from common.losses import LossConfig, PersonBatch, PublicSide, public_negatives
+from common.losses import PersonBatch, PublicSide, public_negatives
 from common.mechanism import clip_by_person
 from common.npy import from_npy
-from common.parameters import Layout
 from common.plan import PrivacyPlan
 from common.update import Expected, check_header
 from server.checkpoint import Checkpoint, RoundRecord, load, save

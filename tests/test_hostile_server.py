@@ -22,7 +22,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 
 from client.app import make_app
 from client.consent import SitePolicy
-from client.folder import FolderConfig, open_folder
+from client.folder import open_folder
+from client.folder_config import FolderConfig
 from client.link import ServerLink, Unreachable
 from client.node import Node
 from common.app_bundle import app_hash

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from client.gradients import person_loop, person_vmap
+from common.constants import LossConfig
 from common.errors import InputError
 from common.losses import (
     LOSSES,
-    LossConfig,
     PersonBatch,
     PersonLoss,
     PublicSide,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from client.recognition import Picture
+from client.picture import Picture
 from client.service.tokens import SCOPES
 from client.vault import Receipt
 from tests.browser_rig import needs_browser, quiet_page

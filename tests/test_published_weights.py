@@ -11,10 +11,10 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.backbones.base import TRAIN_SETS
 from common.backbones.registry import create
 from common.backbones.split import split
 from common.errors import WeightsError
+from common.vocabulary import TRAIN_SETS
 from tests.test_backbones import pixels, public
 
 torch.set_num_threads(1)

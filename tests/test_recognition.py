@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from client.calibration import Threshold, for_identification, for_verification
-from client.recognition import Picture, Recogniser, network_id
+from client.picture import Picture
+from client.recognition import Recogniser, network_id
 from client.vault import Vault
 from common.dataset import images_of, list_subjects, load_chips
 from common.detection import DlibDetector

@@ -21,13 +21,13 @@ from flwr.common.serde import message_to_proto
 from rich.console import Console
 from scipy import stats
 
-from common.backbones.base import TRAIN_SETS, TrainSet
 from common.backbones.weights import load_model
 from common.embedding import Rows
 from common.errors import InputError, Refused
 from common.ledger import Commit, Reservation, verify
 from common.masking import MaskedUpdate
 from common.randomness import KeyStream, experiment_key
+from common.vocabulary import TRAIN_SETS, TrainSet
 from server.report.page import write_page
 from server.report.run_record import RunRecord
 from server.report.wording import epsilon as epsilon_in_words

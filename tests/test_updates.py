@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from common.config import digest
 from common.contract import Contract
 from common.errors import InputError, Refused, UpdateRejected
-from common.parameters import Layout
+from common.layout import Layout
 from common.update import (
     FORMAT,
     Expected,

@@ -12,7 +12,7 @@ from typing import Final
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from client.recognition import Picture
+from client.picture import Picture
 from common.errors import InputError
 
 _FIELDS: Final = ("subject", "top")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.face import ChipSpec
-
-TrainSet = Literal["adapter", "tail", "full"]
-TRAIN_SETS: tuple[TrainSet, ...] = ("adapter", "tail", "full")
 
 
 class Backbone(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,9 +11,7 @@ from torch import Tensor
 from common.backbones.base import Backbone
 from common.backbones.weights import load_into, read_state
 from common.errors import InputError
-
-_TORCHVISION: Final = ("alexnet", "vgg11", "googlenet", "resnet18", "resnet50")
-BACKBONES: Final = ("dlib-resnet", "mobilefacenet", "lenet", *_TORCHVISION)
+from common.vocabulary import BACKBONES, TORCHVISION
 
 
 def create(name: str, *, weights: Path | None = None, seed: int = 0) -> Backbone:
@@ -53,7 +50,7 @@ def _initial(name: str) -> Backbone:
 
 
 def _loaded(name: str, state: Mapping[str, Tensor], source: str) -> Backbone:
-    if name in _TORCHVISION and not any(key.startswith("stages.") for key in state):
+    if name in TORCHVISION and not any(key.startswith("stages.") for key in state):
         from common.backbones.torchvision_nets import from_torchvision
 
         return from_torchvision(name, state, source)

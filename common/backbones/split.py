@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.backbones.adapter import AdapterHead, PublicStatistics
-from common.backbones.base import Backbone, Split, TrainSet
+from common.backbones.base import Backbone, Split
 from common.errors import InputError
+from common.vocabulary import TrainSet
 
 _CELLS: Final = 4
 

@@ -77,7 +77,7 @@ class _Recipe:
     constants: tuple[tuple[float, float, float], tuple[float, float, float]] = _IMAGENET
 
 
-_RECIPES: Final = {
+NETS: Final = {
     # Krizhevsky et al. 2012; the tail is the last convolution.
     "alexnet": _Recipe(AlexNet, 256 * 9, tail=4, pool=3, flat=True),
     # Simonyan and Zisserman 2015, configuration A; the tail is the last two convolutions.
@@ -122,7 +122,7 @@ def from_torchvision(name: str, state: Mapping[str, Tensor], source: str) -> Bac
 
 
 def _without_classifier(name: str) -> nn.Module:
-    net = _RECIPES[name].net()
+    net = NETS[name].net()
     for child in set(dict(net.named_children())) & set(_CLASSIFIER):
         setattr(net, child, nn.Identity())
     return net
@@ -139,7 +139,7 @@ def _fold(net: nn.Module) -> None:
 
 
 def _backbone(name: str, net: nn.Module) -> Backbone:
-    recipe = _RECIPES[name]
+    recipe = NETS[name]
     children = dict(net.named_children())
     layers = (
         list(children["features"].children())

@@ -18,9 +18,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from common.backbones.base import TRAIN_SETS, TrainSet
 from common.errors import WeightsError
 from common.storage import write_private
+from common.vocabulary import TRAIN_SETS, TrainSet
 
 FORMAT: Final = "veilface-model-1"
 _MAX_BYTES: Final = 2 * 2**30

@@ -13,8 +13,6 @@ from common.bundle import Bundle
 from common.bundle_options import OpenedBundle, optional_bundle_options
 from common.errors import InputError, VeilfaceError
 from common.storage import make_private_directory, write_private
-from server.audit.build import build_report
-from server.audit.collect import Sources, left_by_simulation
 from server.audit.facts import Report
 from server.audit.page import render, split
 from server.audit.seal import Signer, check_pdf
@@ -53,6 +51,9 @@ def report(
     RUN is the server's folder of a finished run. A simulated one holds all that is needed; in a
     deployment, name the server's bundle and what each site handed in (veilface audit statement).
     """
+    from server.audit.build import build_report  # here: to verify a report needs no torch
+    from server.audit.collect import Sources, left_by_simulation
+
     left_bundle, left_statements = left_by_simulation(run)
     if opened is not None:
         bundle = opened.bundle

@@ -15,12 +15,11 @@ from common.config import digest, from_json
 from common.contract import Contract
 from common.errors import InputError, Refused
 from common.roster import Roster
-from common.signing import public_key
 from common.software import SOFTWARE_FILE, Software
-from common.statement import Evidence, Statement
+from common.statement import Evidence
 from common.vault_facts import VaultFacts
 from server.audit.facts import Facts, Refusal, Round
-from server.audit.ledgers import ledger_of
+from server.audit.ledgers import check_statement, ledger_of
 from server.audit.rates import Group, GroupRate, Groups, Scores, Utility, WorstGroup
 from server.checkpoint import RoundRecord, load
 from server.report.run_record import read_run
@@ -128,17 +127,6 @@ def _evidence(paths: Sequence[Path], roster: Roster) -> tuple[Evidence, ...]:
             "no site's statement is there", hint="--statement FILE, of 'veilface audit statement'"
         )
     return tuple(found[site] for site in sorted(found))
-
-
-def check_statement(evidence: Evidence, roster: Roster) -> Statement:
-    """Return a statement that its site on the roster signed; else raise Refused."""
-    claimed = Statement.unverified(evidence.statement)
-    keys = [
-        site.signing_key for site in (*roster.sites, *roster.revoked) if site.name == claimed.site
-    ]
-    if claimed.federation != roster.federation or not keys:
-        raise Refused(f"{claimed.site} of {claimed.federation} is not on the roster")
-    return Statement.read(evidence.statement, public_key(keys[0].encode()))
 
 
 def _utility(run: Path, contract: Contract) -> Utility:

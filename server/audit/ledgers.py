@@ -1,16 +1,29 @@
-"""A site's ledger as it stands in a report: checked by the same code that checks it at the site."""
+"""A site's word and its ledger in a report: checked by the same code as where it was written."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from common.errors import LedgerError
+from common.errors import LedgerError, Refused
 from common.ledger import Genesis, Ledger, LedgerReport, verify
 from common.ledger_format import Head, encode_head
+from common.roster import Roster
+from common.signing import public_key
 from common.statement import Evidence, Statement
 
 HEAD = "ledger.head"
+
+
+def check_statement(evidence: Evidence, roster: Roster) -> Statement:
+    """Return a statement that its site on the roster signed; else raise Refused."""
+    claimed = Statement.unverified(evidence.statement)
+    keys = [
+        site.signing_key for site in (*roster.sites, *roster.revoked) if site.name == claimed.site
+    ]
+    if claimed.federation != roster.federation or not keys:
+        raise Refused(f"{claimed.site} of {claimed.federation} is not on the roster")
+    return Statement.read(evidence.statement, public_key(keys[0].encode()))
 
 
 def ledger_of(evidence: Evidence, statement: Statement) -> LedgerReport:

@@ -18,9 +18,8 @@ from common.signing import fingerprint, public_key
 from common.statement import Evidence, Statement
 from common.vault_facts import VaultFacts
 from server.audit.assess import SiteLedger, ledgers_of, rests_on_others
-from server.audit.collect import check_statement
 from server.audit.facts import Facts, Report, digest_of
-from server.audit.ledgers import ledger_of
+from server.audit.ledgers import check_statement, ledger_of
 from server.audit.recompute import Auditor, difference
 from server.audit.renyi import multiplier
 from server.audit.seal import check_seal

@@ -12,9 +12,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from common.backbones.registry import BACKBONES
 from common.errors import InputError
 from common.storage import make_private_directory, write_private
+from common.vocabulary import BACKBONES
 from server.report.wording import epsilon as epsilon_in_words
 from server.report.wording import plural, power
 from simulations.attacks.audit import (

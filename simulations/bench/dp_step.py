@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from client.gradients import choose_engine
 from client.optimizer import PersonOptimizer
-from common.backbones.base import TrainSet
 from common.backbones.registry import create
 from common.backbones.split import split
+from common.constants import LossConfig
 from common.embedding import Rows
-from common.losses import LossConfig, PersonBatch, PublicSide, create_loss
+from common.losses import PersonBatch, PublicSide, create_loss
 from common.parameters import trainable_parameters
 from common.randomness import KeyStream, fresh_key
+from common.vocabulary import TrainSet
 from simulations.bench.timing import Case, compare
 
 IMAGES, CLIP, NOISE = 4, 0.5, 1.0

@@ -1,0 +1,25 @@
+"""What a site is told of its own machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """Where a site's faces and state lie.
+
+    Attributes:
+        data: one folder a person, images in it.
+        state: ledger, releases and public parts; for this site alone (0700).
+        aligned: the images are aligned chips already.
+        weights: of a backbone that is not pretrained.
+        cache: folder of the sealed chip cache; None is the user's own.
+    """
+
+    data: Path
+    state: Path
+    aligned: bool = False
+    weights: Path | None = None
+    cache: Path | None = None

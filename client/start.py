@@ -1,0 +1,116 @@
+"""How a site starts: state, terms, policy and roster are settled, then its node is kept alive.
+
+All of it happens before anything private is read, in a moment and without torch; the node is a
+process of its own (`client.up`).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from client.consent import SitePolicy
+from client.folder_config import FolderConfig
+from common.bundle import CONTRACT, Bundle
+from common.bundle_options import OpenedBundle
+from common.errors import InputError, Refused
+from common.pinning import pin
+from common.roster import Roster
+from common.storage import make_private_directory, write_private
+from common.supervision import Part, Supervision, become_supervisor, only_one, python
+from common.terms import Terms
+
+
+@dataclass(frozen=True)
+class SiteOptions:
+    """What an engineer says at the start: `server` replaces the address of the bundle."""
+
+    folder: FolderConfig
+    server: str | None
+    verbose: bool
+
+
+def default_state(bundle: Bundle) -> Path:
+    """Return where a site keeps its state if it is not told: in the user's data folder."""
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    base = base if base.is_absolute() else Path.home() / ".local" / "share"
+    return base / "veilface" / f"{bundle.manifest.federation}-{bundle.manifest.party}"
+
+
+def terms_of(bundle: Bundle) -> Terms:
+    """Return the terms that a bundle proposes; InputError if it has none."""
+    if all(file.name != CONTRACT for file in bundle.files):
+        raise InputError(
+            "this bundle proposes no terms of training",
+            hint="write a policy by hand, or ask the operator to provision with --config",
+        )
+    return Terms.read(bundle.file(CONTRACT))
+
+
+def policy_path(state: Path) -> Path:
+    """Return where a site's policy lies in its state."""
+    return state / "policy.toml"
+
+
+def settle_policy(bundle: Bundle, state: Path, given: Path | None, *, accept: bool) -> SitePolicy:
+    """Return the policy that holds here; without one the site takes part in nothing.
+
+    A given file is taken in; `accept` takes the terms of the bundle. What was settled before is
+    never replaced by other terms unasked.
+    """
+    path = policy_path(make_private_directory(state))
+    if given is not None:
+        policy = SitePolicy.read(given)
+        write_private(path, given.read_bytes())
+    elif accept:
+        policy = SitePolicy.accepting(terms_of(bundle))
+        if path.exists() and SitePolicy.read(path) != policy:
+            raise Refused(
+                f"the terms differ from {path}, which was agreed to before",
+                hint="compare with `veilface site policy`, and give the one you want by --policy",
+            )
+        write_private(path, policy.to_toml().encode())
+    elif path.exists():
+        policy = SitePolicy.read(path)
+    else:
+        raise Refused(
+            "this site has agreed to nothing yet",
+            hint="read `veilface site policy --bundle B`, then give it (or your own) as --policy, "
+            "or say --accept-terms",
+        )
+    policy.check_installed()
+    return policy
+
+
+def admitted(bundle: Bundle, state: Path) -> Roster:
+    """Return the newest roster that is known here; a site that is not on it is Refused."""
+    roster = pin(bundle, state)
+    if bundle.manifest.party not in {site.name for site in roster.sites}:
+        raise Refused(f"{bundle.manifest.party} was revoked", hint="ask the federation's operator")
+    return roster
+
+
+def up(opened: OpenedBundle, options: SiteOptions) -> NoReturn:
+    """Become the supervisor of a site's node."""
+    folder = options.folder
+    with only_one(folder.state) as lock:
+        admitted(opened.bundle, folder.state)
+        SitePolicy.read(policy_path(folder.state)).plan.settle_ledger(folder.state)
+        become_supervisor(Supervision((_node(opened, options),), lock, "", options.verbose))
+
+
+def _node(opened: OpenedBundle, options: SiteOptions) -> Part:
+    folder = options.folder
+    command = [
+        *python("client.up"),
+        *("--bundle", str(opened.path), "--data", str(folder.data), "--state", str(folder.state)),
+        *(["--aligned"] if folder.aligned else []),
+        *(["--weights", str(folder.weights)] if folder.weights else []),
+        *(["--cache", str(folder.cache)] if folder.cache else []),
+        *(["--server", options.server] if options.server else []),
+        *(["--verbose"] if options.verbose else []),
+    ]
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return Part("node", tuple(command), quiet, secret=opened.secret)

@@ -1,0 +1,19 @@
+"""The names that terms, contracts and policies may use: backbones, trainable sets, losses, rules.
+
+What a name stands for is in `common.backbones`, `common.losses` and `server.aggregation`. It needs
+torch; a name does not, so a site that reads a policy, or a status page, never loads it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+TrainSet = Literal["adapter", "tail", "full"]
+TRAIN_SETS: Final[tuple[TrainSet, ...]] = get_args(TrainSet)
+
+# Networks of torchvision's, whose own weights files a backbone of that name takes.
+TORCHVISION: Final = ("alexnet", "vgg11", "googlenet", "resnet18", "resnet50")
+BACKBONES: Final = ("dlib-resnet", "mobilefacenet", "lenet", *TORCHVISION)
+
+LOSS_NAMES: Final = ("public-negatives", "triplet", "codebook")
+AGGREGATOR_NAMES: Final = ("mean", "median", "trimmed-mean", "krum")
