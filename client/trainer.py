@@ -147,6 +147,10 @@ def _clipped_sum(
     """Clipped sum over the drawn persons, chunk by chunk; each person is in one chunk only."""
     clip = contract.privacy.max_grad_norm
     value = torch.zeros(layout_of(model).dimension, dtype=torch.float64)
+    if len(drawn) == 0:
+        # What the server sent may break the loss: then it has to break here too, or a refusal
+        # instead of noise would say that somebody is there.
+        engine(model, persons.stand_in(contract.images_per_person), loss, public, clip)
     for start in range(0, len(drawn), _PERSONS_A_CHUNK):
         chunk = drawn[start : start + _PERSONS_A_CHUNK]
         batch = persons.batch(chunk, contract.images_per_person, images)

@@ -83,3 +83,9 @@ class Persons:
         return PersonBatch(
             shaped.masked_fill(~keep, 0), mask, self.codes[torch.from_numpy(persons)]
         )
+
+    def stand_in(self, images_per_person: int) -> PersonBatch:
+        """Return one made-up person with K blank images, in the shapes that real persons have."""
+        blank = self.prepare(self.inputs.new_zeros(images_per_person, *self.inputs.shape[1:]))
+        present = torch.ones(1, images_per_person, dtype=torch.bool)
+        return PersonBatch(blank[None], present, torch.zeros(1, dtype=torch.int64))

@@ -36,6 +36,7 @@ from common.mechanism import clip_by_person
 from common.npy import from_npy
 from common.plan import PrivacyPlan
 from common.update import Expected, check_header
+from common.vocabulary import TrainSet
 from server.checkpoint import Checkpoint, RoundRecord, load, save
 from server.optimizer import OptimizerState
 from simulations.experiment import Experiment, gather
@@ -170,6 +171,39 @@ def test_a_frozen_row_does_not_depend_on_how_many_images_there_are(count: int) -
     frozen = frozen_part(backbone, "tail")
     first = frozen_rows(backbone, frozen, chips)[count]
     assert torch.equal(frozen_rows(backbone, frozen, chips[count:])[0], first)
+
+
+@pytest.mark.parametrize(
+    ("train_set", "loss", "cut"),
+    [("adapter", "public-negatives", (slice(None), slice(1))), ("full", "triplet", (slice(0),))],
+)
+def test_a_crafted_public_bank_does_not_tell_a_site_with_one_person_from_an_empty_one(
+    tmp_path: Path, experiment: Experiment, train_set: TrainSet, loss: str, cut: tuple[slice, ...]
+) -> None:
+    """A bank that breaks the loss, but only where somebody's images meet it."""
+    experiment = dataclasses.replace(experiment, train_set=train_set, loss=loss)
+    federation = build(experiment, "r", tmp_path / "unused", gather(experiment)).federation
+    policy = SitePolicy(("lenet",), 9.0, 1e-4, 9.0, 100, ("local",), 0, 0, (app_hash(),))
+    assert experiment.data is not None
+    (tmp_path / "nobody").mkdir()
+    shutil.copytree(next(experiment.data.iterdir()), tmp_path / "one" / "Ann")
+
+    def answer(site: str, inputs: torch.Tensor) -> str:
+        part = PublicPart(federation.contract, federation.state, inputs)
+        config = FolderConfig(tmp_path / site, tmp_path / f"{site}-{inputs.shape}", aligned=True)
+        opened = open_folder(config, policy)
+        ready = Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part))
+        try:
+            vector = torch.from_numpy(federation.initial)
+            opened.site.train(lambda: ready, part.contract, 1, vector)
+        except (RuntimeError, IndexError, ValueError) as error:
+            return type(error).__name__
+        return "an update"
+
+    bank = federation.public_inputs
+    assert answer("one", bank) == answer("nobody", bank) == "an update"
+    bad = bank[cut].contiguous()
+    assert answer("one", bad) == answer("nobody", bad)
 
 
 @pytest.mark.parametrize(
