@@ -17,6 +17,7 @@ from common.errors import InputError
 from common.ledger import verify
 from common.spending import spent
 from common.supervision import is_running
+from common.web.server import host_and_port
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 
@@ -61,6 +62,10 @@ def up_command(
         raise InputError("give one of --policy and --accept-terms")
     if not data.is_dir():
         raise InputError(f"{data} is no folder")
+    if not any(entry.is_dir() for entry in data.iterdir()):  # the server must not be able to tell
+        click.echo(f"Note: {data} holds no person's folder: this site adds noise alone", err=True)
+    if server is not None:
+        host_and_port(server)
     must_be_of(opened.bundle, server=False)
     folder = FolderConfig(data, state or default_state(opened.bundle), aligned, weights, cache)
     settle_policy(opened.bundle, folder.state, policy, accept=accept_terms)

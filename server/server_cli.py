@@ -77,6 +77,7 @@ def run_command(
 ) -> None:
     """Start a training run, or go on watching one; its end is this command's exit code."""
     folder = ServerFolder(state)
+    folder.roster()
     if not 5.0 <= drop_after <= 3600.0:
         raise InputError("--drop-after lies between 5 and 3600 seconds")
     now = datetime.now(UTC)
@@ -94,7 +95,6 @@ def run_command(
     for path in (public, test):
         if path is not None and not path.is_dir():
             raise InputError(f"{path} is no folder")
-    folder.roster()
     run = folder.ask(request)
     if not is_running(state):
         click.echo(f"run {run.name} is on the list; no server is up in {state}", err=True)
@@ -108,7 +108,9 @@ def run_command(
 @click.argument("run_id")
 def cancel_command(state: Path, run_id: str) -> None:
     """Leave a run within a second or two; what sites have spent stays spent."""
-    run = ServerFolder(state).run(run_id)
+    folder = ServerFolder(state)
+    folder.roster()
+    run = folder.run(run_id)
     run.cancel()
     click.echo(f"run {run.name} is cancelled")
 

@@ -142,7 +142,7 @@ def simulate(out: Path | None, resume: bool, as_json: bool, **options: Any) -> N
 
     experiment = experiment_of(**options)
     if out is not None and not resume:
-        check_free(out)
+        check_free(out, resumable=True)
     errors = Console(stderr=True)
     with LiveProgress(errors, quiet=not errors.is_terminal) as progress:
         # Faces first: what cannot be trained on leaves no run folder behind.

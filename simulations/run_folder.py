@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,12 +60,18 @@ class RunFolder:
             self.path.rmdir()
 
 
-def check_free(folder: Path) -> None:
-    """Raise InputError if something is there already: a run is never written over another."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file", hint="--out names a folder")
-    if folder.exists() and any(folder.iterdir()):
+def check_free(folder: Path, *, resumable: bool = False) -> None:
+    """Raise InputError unless a new folder can be made there, or an empty one used.
+
+    A run is never written over another, and nobody computes for hours what cannot be kept.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
         raise InputError(
             f"{folder} already exists and is not empty",
-            hint="choose another --out, or add --resume to go on with that run",
+            hint="choose another --out" + ", or add --resume to go on with that run" * resumable,
         )
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is a file", hint="--out names a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"nothing can be written in {there}", hint="choose another --out")

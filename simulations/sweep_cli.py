@@ -77,8 +77,10 @@ def sweep(
     the same command again. More epsilons, trusts and seeds may be added later.
     """
     wanted = cells(trusts, epsilons, seeds)
+    base = Base(data, shift, sites, persons, delta, options)
+    _check(base, wanted)
     errors = Console(stderr=True)
-    with SweepFolder.open(out, Base(data, shift, sites, persons, delta, options)) as (folder, lock):
+    with SweepFolder.open(out, base) as (folder, lock):
         _run(folder, lock, wanted, jobs or len(os.sched_getaffinity(0)), errors)
         found = results({cell: read_run(folder.run(cell)) for cell in wanted})
         written = _write(found, out)
@@ -91,6 +93,17 @@ def sweep(
     console.print(_shown(found))
     for path in written:
         console.print(str(path), markup=False, soft_wrap=True)
+
+
+def _check(base: Base, wanted: tuple[Cell, ...]) -> None:
+    """Raise what `simulate` would say to a run's options, before there is a folder."""
+    from simulations.cli import experiment_of, simulate  # with torch: not for --help
+
+    for cell in wanted:
+        arguments = [*base.arguments(), *cell.arguments(base.sites)]
+        options = simulate.make_context("simulate", arguments).params
+        own = ("out", "resume", "as_json")
+        experiment_of(**{name: value for name, value in options.items() if name not in own})
 
 
 def _run(

@@ -150,4 +150,15 @@ def test_a_run_on_other_terms_than_those_of_the_bundles_is_refused(rig: Rig) -> 
     refused(2, "other settings", *words, "--run-id", "same", "--aligned")
     refused(2, "cannot name a run", *words, "--run-id", "../out")
     refused(2, "--drop-after", *words, "--drop-after", 4)
-    refused(2, "is no server's folder", "server", "status", "--state", rig.root / "none")
+
+
+def test_a_folder_that_is_no_servers_is_called_that_by_every_command(rig: Rig) -> None:
+    words: tuple[object, ...]
+    for words in (("status",), ("run", "--public", rig.root / "public"), ("cancel", "x")):
+        refused(2, "is no server's folder", "server", *words, "--state", rig.root / "none")
+
+
+def test_an_address_that_is_none_is_refused_before_a_site_starts(rig: Rig) -> None:
+    for address in ("nowhere", "host:99999", "host:x", ":1"):
+        refused(2, "is no address", *site(rig, "--accept-terms", "--server", address))
+    assert not rig.state("a").exists()
