@@ -249,6 +249,8 @@ class Report:
         later = report.facts.trust != "local" or report.findings.collusion or report.facts.scores
         if report.format not in READABLE or (report.format == 1 and later):
             raise InputError(f"a report of unknown format {report.format}")
+        if "\n" in report.veilface + report.created:  # what is signed is joined by lines
+            raise InputError("the report's time and version are one line each")
         if report.to_text() != text:
             raise Refused("the text is not the canonical one of its values")
         return report

@@ -64,12 +64,12 @@ class Auditor:
     def check_budget(self, site: SiteLedger) -> str:
         """Raise Refused if a site spent more than its budget, or its rest is not what is left."""
         stated, budget = self._findings.of(site.site), genesis_of(site.report).epsilon
+        if stated.remaining != left_of(budget, stated.spent):
+            raise Refused(f"{stated.remaining} is not what is left of {budget:g}")
         if stated.spent is None:
             return "NOT PRIVATE: there is no bound, and no budget that could hold"
         if stated.spent > budget * (1 + 1e-6):
             raise Refused(f"{stated.spent} of {budget:g} spent")
-        if stated.remaining != left_of(budget, stated.spent):
-            raise Refused(f"{stated.remaining} is not what is left of {budget:g}")
         return f"{stated.spent:.4f} of {budget:g} spent"
 
     def check_adversaries(self, ledgers: Sequence[SiteLedger]) -> str:

@@ -143,15 +143,16 @@ def _content(report: Report) -> Iterator[Check]:
     """What follows from the evidence; without readable ledgers nothing does."""
     facts, findings = report.facts, report.findings
     try:
-        ledgers = ledgers_of(facts)
-        missing = sorted({one.name for one in _roster(facts).sites} - {s.site for s in ledgers})
+        ledgers, roster = ledgers_of(facts), _roster(facts)
+        known = {one.site for one in ledgers}
+        missing = sorted({one.name for one in roster.sites} - known)
+        unseen = len({one.name for one in (*roster.sites, *roster.revoked)} - known)
     except VeilfaceError as error:
         yield Check("FAILS", "every number follows from the ledgers", str(error))
         return
     yield holds("every round is as the contract says", partial(_constants, facts, ledgers))
-    if not missing:
-        what = "no more updates were used than sites released"
-        yield holds(what, partial(_accepted, facts, ledgers))
+    what = "no more updates were used than sites released"
+    yield holds(what, partial(_accepted, facts, ledgers, unseen))
     auditor = Auditor(findings)
     for site in ledgers:
         what = f"the auditor's accountant finds the epsilons of {site.site}"
@@ -174,6 +175,8 @@ def _constants(facts: Facts, ledgers: tuple[SiteLedger, ...]) -> str:
         raise InputError("the report names another run than its contract")
     if facts.trust != contract.trust:
         raise InputError("the report names another trust model than its contract")
+    if len({one.site for one in ledgers}) < len(ledgers):
+        raise InputError("a site's ledger is there twice")
     wanted = (
         privacy.noise_multiplier,
         privacy.sample_rate,
@@ -222,18 +225,23 @@ def _survivors(facts: Facts) -> str:
     if masking is None:
         return "in this run nothing is summed"
     for one in facts.rounds:
-        if 0 < one.accepted < masking.minimum:
-            raise InputError(f"round {one.round} is over {one.accepted}, agreed {masking.minimum}")
+        if one.accepted and not masking.minimum <= one.accepted <= masking.most_sites:
+            agreed = f"agreed {masking.minimum} to {masking.most_sites}"
+            raise InputError(f"round {one.round} is over {one.accepted}, {agreed}")
     lost = sum(one.accepted == 0 for one in facts.rounds)
     return f"{len(facts.rounds) - lost} sums, {lost} rounds lost"
 
 
-def _accepted(facts: Facts, ledgers: tuple[SiteLedger, ...]) -> None:
+def _accepted(facts: Facts, ledgers: tuple[SiteLedger, ...], unseen: int) -> str:
+    """Compare with the ledgers; `unseen` sites without a statement may have released, too."""
     released = [site.released(facts.run_id) for site in ledgers]
+    if len({one.round for one in facts.rounds}) < len(facts.rounds):
+        raise InputError("a round is there twice")
     for one in facts.rounds:
         known = sum(one.round in rounds for rounds in released)
-        if one.accepted > known:
+        if one.accepted > known + unseen:
             raise InputError(f"round {one.round}: {one.accepted} used, {known} released")
+    return f"{unseen} sites handed in nothing and may have released as well" if unseen else ""
 
 
 def _open_points(facts: Facts, missing: list[str]) -> Iterator[Check]:
