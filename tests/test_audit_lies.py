@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scipy.special import ndtr, ndtri
 
+from common.accounting import Event, GaussianEvent, PoissonEvent, cross_checked_epsilon
+from common.ledger import Ledger
 from server.audit.assess import assess
 from server.audit.facts import Facts, Report, Round
 from server.audit.verify import check_text
-from tests.audit_rig import Case, make_run, report_of, signed_again, wrong
+from simulations.evidence import leave_evidence
+from tests.audit_rig import DELTA, Case, make_run, report_of, signed_again, wrong
 
 MASKED = Case(sites=5, rounds=2, minimum=4, colluders=1)
 
@@ -52,6 +57,46 @@ def test_a_ledger_or_a_round_is_not_counted_twice(report: Report, run: Path) -> 
     assert _lie(report, twice, run) == ["every round is as the contract says"]
     again = replace(facts, rounds=(*facts.rounds, facts.rounds[0]))
     assert _lie(report, again, run) == ["no more updates were used than sites released"]
+
+
+def _spend(run: Path, site: str, sigma: float, rate: float) -> None:
+    """One round of another run in a site's ledger."""
+    with Ledger.open(run / "sites" / site) as ledger:
+        ledger.reserve(
+            run_id="earlier", round=1, noise_multiplier=sigma, sample_rate=rate, steps=1,
+            max_grad_norm=0.5, request_digest="c" * 64, private=True, check=lambda found: None,
+        )  # fmt: skip
+
+
+def test_the_guess_is_of_the_site_where_it_is_surest_not_of_the_largest_epsilon(
+    tmp_path: Path,
+) -> None:
+    """A full batch of noise 1 betrays 69 in 100; a rare step of little noise costs more epsilon."""
+    run = make_run(tmp_path / "run", Case(spends=0.1, budget=30.0))
+    _spend(run, "site-000", 1.0, 1.0)
+    _spend(run, "site-001", 0.35, 0.02)
+    shutil.rmtree(run / "audit" / "statements")
+    leave_evidence(run, "run-1")
+    report = report_of(run)
+    assert wrong(report) == []
+    first, second = report.findings.spending
+    assert first.spent is not None and second.spent is not None and first.spent < second.spent
+    meaning = report.findings.meaning
+    assert meaning is not None and meaning.site == "site-001"
+    assert meaning.guess >= ndtr(0.5)
+    assert all(one.guess >= ndtr(0.5) for one in report.findings.adversaries)
+    missed = dict(zip(meaning.trade_off.false_alarm, meaning.trade_off.missed, strict=True))
+    assert missed[0.1] <= ndtr(-ndtri(0.1) - 1.0)
+    pair: list[Event] = [GaussianEvent(1.0, 1), PoissonEvent(0.35, 0.02, 1)]
+    epsilons = {one.who: one.epsilon or 0.0 for one in report.findings.adversaries}
+    assert epsilons["two-sites"] >= cross_checked_epsilon(pair, DELTA).epsilon
+    assert "replaced" not in epsilons
+    less = tuple(
+        replace(one, epsilon=7.6) if one.who == "two-sites" else one
+        for one in report.findings.adversaries
+    )
+    lie = signed_again(report, report.facts, replace(report.findings, adversaries=less), run)
+    assert wrong(lie) == ["the auditor's accountant finds the epsilons against each adversary"]
 
 
 def test_nothing_is_left_of_a_budget_that_bounds_nothing(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.accounting import Event, cross_checked_epsilon
 from common.contract import Masking
@@ -26,7 +26,6 @@ from server.audit.facts import (
     Spending,
 )
 from server.audit.ledgers import genesis_of, ledger_of
-from server.audit.meaning import Attack
 from server.audit.shared import (
     ONLOOKERS,
     Onlooker,
@@ -35,6 +34,7 @@ from server.audit.shared import (
     releases_to,
     shares_left,
 )
+from server.audit.worst import Site, guess, pairs, posteriors, trade_off, undominated
 
 # Who sees the noised updates or what follows from them; with `local` all learn at most the same.
 WATCHERS = ("server", "sites", "listener", "holder")
@@ -95,8 +95,8 @@ def assess(facts: Facts) -> Findings:
     shared = _Shared(facts, ledgers, bounded) if masked else None
     return Findings(
         spending=spending,
-        meaning=_meaning(worst) if bounded else None,
-        adversaries=shared.adversaries() if shared else adversaries(worst, bounded=bounded),
+        meaning=_meaning(worst, ledgers) if bounded else None,
+        adversaries=shared.adversaries() if shared else adversaries(ledgers, bounded=bounded),
         collusion=shared.collusion() if shared else (),
         declared_persons=privacy.public_denominator / privacy.sample_rate,
         alone=shared.alone() if shared else (),
@@ -180,43 +180,46 @@ def worst_of(spending: Sequence[Spending], ledgers: Sequence[SiteLedger]) -> Sit
     return max(pairs, key=lambda pair: math.inf if pair[0].spent is None else pair[0].spent)[1]
 
 
-def adversaries(worst: SiteLedger, *, bounded: bool) -> tuple[Adversary, ...]:
-    """Return epsilon against each who may look, and for the two readings that cost more.
+def cases_of(ledgers: Sequence[SiteLedger]) -> tuple[tuple[str, tuple[Site, ...]], ...]:
+    """Return who may look at noise that each site adds alone, and what each site releases to them.
 
-    With `local` each site's update is noised enough by itself, so nobody, whatever else they see,
-    learns more than from that update. `two-sites`: a person whose images lie at two sites.
-    `replaced`: neighbours in which one person takes another's place, which moves a sum by 2 C;
-    stated for full batches only, where it is half the noise.
+    Each site's update is noised enough by itself, so nobody, whatever else they see, learns more
+    than from that update. `two-sites`: a person whose images lie at any two sites. `replaced`:
+    neighbours in which one person takes another's place, which moves a sum by 2 C; stated for full
+    batches only, where it is half the noise.
     """
+    sites = undominated(one.releases for one in ledgers)
+    found = [*((who, sites) for who in WATCHERS), ("two-sites", pairs(sites))]
+    if all(one.rate == 1.0 for site in sites for one in site):
+        halved = (tuple(replace(one, sigma=one.sigma / 2) for one in site) for site in sites)
+        found.append(("replaced", tuple(halved)))
+    return tuple(found)
+
+
+def adversaries(ledgers: Sequence[SiteLedger], *, bounded: bool) -> tuple[Adversary, ...]:
+    """Return epsilon against each of `cases_of`, of the site that fares worst."""
     if not bounded:
         return tuple(Adversary(who, None, 1.0) for who in WATCHERS)
-    attack, events = Attack(worst.releases, worst.delta), list(map(_event, worst.reservations))
-    cases = [(who, events, attack) for who in WATCHERS]
-    both = Attack((*worst.releases, *worst.releases), worst.delta)
-    cases.append(("two-sites", [*events, *events], both))
-    if attack.mu is not None:
-        halved = [
-            event_of(r.noise_multiplier / 2, r.sample_rate, r.steps) for r in worst.reservations
-        ]
-        cases.append(("replaced", halved, attack.times(2.0)))
+    delta = ledgers[0].delta
     return tuple(
-        Adversary(who, up(cross_checked_epsilon(found, worst.delta).epsilon), case.guess())
-        for who, found, case in cases
+        Adversary(who, max(up(_epsilon(site, delta)) for site in sites), guess(sites, delta))
+        for who, sites in cases_of(ledgers)
     )
 
 
-def _meaning(worst: SiteLedger) -> Meaning:
+def _meaning(worst: SiteLedger, ledgers: Sequence[SiteLedger]) -> Meaning:
     checked = cross_checked_epsilon(map(_event, worst.reservations), worst.delta)
-    attack = attack_on(worst.releases, worst.delta)
+    mu = attack_on(worst.releases, worst.delta).mu
+    sites = undominated(one.releases for one in ledgers)
     return Meaning(
         site=worst.site,
-        mu=None if attack.mu is None else round(attack.mu, 6),
+        mu=None if mu is None else round(mu, 6),
         accountant=checked.accountant,
         second_accountant=checked.second_accountant,
         second=up(checked.second),
-        guess=attack.guess(),
-        trade_off=attack.trade_off(),
-        posteriors=attack.posteriors(),
+        guess=guess(sites, worst.delta),
+        trade_off=trade_off(sites, worst.delta),
+        posteriors=posteriors(sites, worst.delta),
     )
 
 

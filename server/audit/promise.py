@@ -121,7 +121,10 @@ def meaning(view: View) -> str:
         view.quiet(
             "meaning.note_bound" if bound else "meaning.note", delta=power(view.worst.delta)
         ),
-        view.exactly(view.quiet(form, site=found.site, **values)),
+        view.exactly(
+            view.quiet(form, site=found.site, **values),
+            view.quiet("meaning.several") if len(view.alike) > 1 else "",
+        ),
     )
 
 

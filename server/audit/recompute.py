@@ -13,6 +13,7 @@ from server.audit.assess import (
     ALONE,
     SiteLedger,
     assess,
+    cases_of,
     collusion_of,
     left_of,
     releases_of,
@@ -38,7 +39,8 @@ _ROUNDING: Final = 2e-6
 _SHARES: Final = ("mu", "guess", "lying_guess", "missed", "typical", "unlucky", "bound")
 _EPSILONS: Final = ("spent", "alone", "total", "epsilon", "lying", "second", "remaining")
 _SHOWN: Final = 3
-Claim = tuple[str, float | None, Sequence[Releases] | None]
+# What is stated, and the sites of which it is the worst; None where there is no bound.
+Claim = tuple[str, float | None, Sequence[Sequence[Releases]] | None]
 
 
 class Auditor:
@@ -74,15 +76,10 @@ class Auditor:
 
     def check_adversaries(self, ledgers: Sequence[SiteLedger]) -> str:
         """Raise Refused unless the epsilon against every adversary is that of the worst site."""
+        private = all(r.private for one in ledgers for r in one.reservations)
+        known = dict(cases_of(ledgers)) if private else {}
+        asked = [(one.who, one.epsilon, known.get(one.who)) for one in self._findings.adversaries]
         worst = worst_of(self._findings.spending, ledgers)
-        asked = []
-        for one in self._findings.adversaries:
-            releases = _private(worst, 0, len(worst.reservations))
-            if releases is not None and one.who == "two-sites":
-                releases = [*releases, *releases]
-            if releases is not None and one.who == "replaced":
-                releases = [Releases(r.sigma / 2, r.rate, r.steps) for r in releases]
-            asked.append((one.who, one.epsilon, releases))
         self._check_second(worst)
         return self._compare(asked, worst.delta)
 
@@ -141,14 +138,16 @@ class Auditor:
 
     def _compare(self, asked: Sequence[Claim], delta: float) -> str:
         wrong, widest = [], 0.0
-        for what, stated, releases in asked:
-            if releases is None:
+        for what, stated, sites in asked:
+            if sites is None:
                 if stated is not None:
                     wrong.append(f"{what}: {stated} is stated, but there is no bound")
                 continue
-            found = epsilon(releases, delta)
+            ranges = [epsilon(site, delta) for site in sites]
+            found = Range(max(one.low for one in ranges), max(one.high for one in ranges))
             widest = max(widest, found.high - found.low)
-            if not _fits(stated, found, _allowed_of(releases, self._above)):
+            some = [one for site in sites for one in site]
+            if not _fits(stated, found, _allowed_of(some, self._above)):
                 between = f"{found.low:.6f} to {found.high:.6f}"
                 wrong.append(f"{what}: {stated} is stated, {between} found")
         if wrong:
@@ -181,10 +180,10 @@ def _fits(stated: float | None, found: Range, above: tuple[float, float]) -> boo
     return stated is not None and found.low - _ROUNDING <= stated <= factor * found.high + more
 
 
-def _private(site: SiteLedger, first: int, end: int) -> Sequence[Releases] | None:
-    """The releases of some reservations; None if one of them was not private."""
+def _private(site: SiteLedger, first: int, end: int) -> Sequence[Sequence[Releases]] | None:
+    """The releases of some reservations of one site; None if one of them was not private."""
     some = site.reservations[first:end]
-    return releases_of(some) if all(r.private for r in some) else None
+    return [releases_of(some)] if all(r.private for r in some) else None
 
 
 def difference(report: Report) -> None:
