@@ -7,14 +7,18 @@ sites are independent: each statement says that it is of a simulation.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from client.statement import evidence_of
 from common.bundle import ROSTER, SERVER, Bundle
+from common.errors import LedgerError
+from common.ledger import Ledger, verify
 from common.software import record_software
 from common.storage import make_private_directory, write_private
 from server.audit.collect import AUDIT, FEDERATION, STATEMENTS
+from server.checkpoint import RoundRecord
 from server.masked_rounds import Parties
 from server.provisioning.federation import create
 from server.provisioning.folder import bundle_path
@@ -62,3 +66,20 @@ def leave_evidence(run: Path, run_id: str) -> None:
         evidence = evidence_of(run / "sites" / site, bundle, public=run / "public", simulated=True)
         write_private(statements / f"{site}.json", evidence.to_bytes())
     record_software(run)
+
+
+def check_ledgers(run: Path, run_id: str, history: Sequence[RoundRecord]) -> None:
+    """Raise LedgerError where more updates of a round were used than ledgers reserved it.
+
+    The rounds that a server accepted are the witness of ledgers that were taken away or put back:
+    what a run states is read from its ledgers, and must not be of fewer rounds than there were.
+    """
+    ledgers = [verify(path.parent) for path in sorted(run.glob(f"sites/*/{Ledger.FILE_NAME}"))]
+    reserved = Counter(r.round for one in ledgers for r in one.reservations if r.run_id == run_id)
+    for record in history:
+        if record.accepted > reserved[record.round]:
+            raise LedgerError(
+                f"round {record.round} used {record.accepted} updates, the ledgers know of "
+                f"{reserved[record.round]}",
+                hint="a ledger was removed or is an older one: restore it, or start another run",
+            )

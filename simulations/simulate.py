@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from client.gradients import choose_engine, engine_name
 from common.backbones.weights import save_model
-from common.config import to_json
+from common.config import digest, to_json
 from common.intervals import verification_of
 from common.ledger import Ledger, Reservation
 from common.metrics import PairScores, all_pairs, det_curve
 from common.parameters import assign
 from common.spending import spent
-from server.checkpoint import Checkpoint
+from server.checkpoint import Checkpoint, load
 from server.report.collusion import masked_adversaries
 from server.report.run_record import (
     Adversary,
@@ -36,6 +36,7 @@ from server.report.run_record import (
     SiteSpending,
     Skipped,
 )
+from simulations.evidence import check_ledgers
 from simulations.experiment import Experiment, Material
 from simulations.federation import (
     Simulation,
@@ -88,7 +89,11 @@ def simulate(
         on_reply(reply)
 
     progress.begin(simulation.federation.contract)
-    done = run(simulation, folder.path / "checkpoint.safetensors", evaluate, progress, seen)
+    checkpoint, contract = folder.path / "checkpoint.safetensors", simulation.federation.contract
+    if checkpoint.exists():
+        check_ledgers(folder.path, folder.run_id, load(checkpoint, digest(contract)).history)
+    done = run(simulation, checkpoint, evaluate, progress, seen)
+    check_ledgers(folder.path, folder.run_id, done.history)
     after_scores = all_pairs(test.under(done.state.released()), subjects)
     model = _save(simulation, done)
     record = _record(simulation, folder, progress, done, before_scores, after_scores, model)

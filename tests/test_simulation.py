@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -23,7 +24,7 @@ from scipy import stats
 
 from common.backbones.weights import load_model
 from common.embedding import Rows
-from common.errors import InputError, Refused
+from common.errors import InputError, LedgerError, Refused
 from common.ledger import Commit, Reservation, verify
 from common.masking import MaskedUpdate
 from common.randomness import KeyStream, experiment_key
@@ -303,6 +304,21 @@ def test_a_folder_that_holds_a_run_is_never_overwritten(
     with pytest.raises(InputError, match="rounds"):
         RunFolder.resume(tmp_path / "run", dataclasses.replace(experiment, rounds=9))
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_a_run_whose_ledgers_were_taken_away_states_nothing(
+    experiment: Experiment, tmp_path: Path, taken: int
+) -> None:
+    """A new ledger would forget the rounds before, and the run would state too small an epsilon."""
+    out = tmp_path / "run"
+    run(experiment, out)
+    for site in range(taken):
+        shutil.rmtree(site_directory(out, site))
+    folder, material = RunFolder.resume(out, experiment), gather(experiment)
+    progress = LiveProgress(Console(stderr=True), quiet=True)
+    with pytest.raises(LedgerError, match=f"round 1 used 3 updates, .* know of {3 - taken}"):
+        simulate(experiment, folder, material, progress)
 
 
 def arguments(experiment: Experiment, out: Path, *more: str) -> list[str]:
