@@ -164,10 +164,11 @@ def _as_json(folder: Path, report: LedgerReport) -> dict[str, object]:
     }
 
 
-def _words(epsilon: float) -> str:
+def epsilon_in_words(epsilon: float) -> str:
+    """Return an epsilon to four places, rounded up so that it is never less than was spent."""
     if not math.isfinite(epsilon):
         return "infinite (not private)"
-    return f"{math.ceil(1e4 * epsilon - 1e-6) / 1e4:.4f}"  # never less than was spent
+    return f"{math.ceil(1e4 * epsilon - 1e-6) / 1e4:.4f}"
 
 
 def _title(run_id: str, entries: Iterable[Reservation]) -> str:
@@ -180,8 +181,8 @@ def _heading(folder: Path, report: LedgerReport) -> tuple[str, str]:
     genesis = _genesis(report)
     total, remaining = _total(report)
     return (
-        f"{folder}: epsilon {_words(total)} spent of {genesis.epsilon:g}, "
-        f"{remaining:.4f} remaining",
+        f"{folder}: epsilon {epsilon_in_words(total)} spent of {genesis.epsilon:g}, "
+        f"{math.floor(1e4 * remaining + 1e-6) / 1e4:.4f} remaining",
         f"at delta {genesis.delta:g}, for a person added or removed at this site",
     )
 
@@ -203,6 +204,6 @@ def _tables(report: LedgerReport) -> Iterator[Table]:
                 str(entry.steps),
                 "yes" if entry.private else "no",
                 "yes" if committed else "no (spent)",
-                _words(so_far),
+                epsilon_in_words(so_far),
             )
         yield table

@@ -9,6 +9,7 @@ import click
 
 from client.consent import SitePolicy
 from client.folder_config import FolderConfig
+from client.ledger_cli import epsilon_in_words
 from client.node_state import NodeState
 from client.start import SiteOptions, default_state, policy_path, settle_policy, terms_of, up
 from common.bundle import Bundle
@@ -85,7 +86,8 @@ def status_command(bundle: Path | None, state: Path | None, as_json: bool) -> No
     if not policy_path(where).exists():
         raise InputError(f"{where} holds no site", hint="veilface site up")
     policy, node, report = SitePolicy.read(policy_path(where)), NodeState.read(where), verify(where)
-    epsilon = spent(report.reservations, policy.delta)
+    # The lines of a damaged ledger that can be read are less than what was spent.
+    epsilon = spent(report.reservations, policy.delta) if report.ok else None
     runs = {r.run_id: sum(o.run_id == r.run_id for o in report.reservations)
             for r in report.reservations}  # fmt: skip
     status = {
@@ -94,7 +96,7 @@ def status_command(bundle: Path | None, state: Path | None, as_json: bool) -> No
         "contact": node.contact if node else None,
         "ledger_ok": report.ok,
         "epsilon_spent": epsilon,
-        "epsilon_left": max(0.0, policy.epsilon - epsilon),
+        "epsilon_left": None if epsilon is None else max(0.0, policy.epsilon - epsilon),
         "epsilon": policy.epsilon,
         "delta": policy.delta,
         "rounds_by_run": runs,
@@ -106,7 +108,8 @@ def status_command(bundle: Path | None, state: Path | None, as_json: bool) -> No
     click.echo(f"server last answered: {status['contact'] or 'never'}")
     click.echo(f"ledger: {'ok' if report.ok else 'DAMAGED; see veilface ledger verify'}")
     click.echo(
-        f"epsilon spent {epsilon:.4f} of {policy.epsilon:g} at delta {policy.delta:g} "
+        f"epsilon spent {'unknown' if epsilon is None else epsilon_in_words(epsilon)} "
+        f"of {policy.epsilon:g} at delta {policy.delta:g} "
         "(one person, all their images, added or removed)"
     )
     for run_id, rounds in runs.items():

@@ -18,6 +18,7 @@ from common.web.server import host_and_port
 from server.deployment.folder import ENDED, Progress, RunFolder, RunRequest, ServerFolder, to_dict
 from server.deployment.status import versions
 from server.deployment.up import accept_roster, up
+from server.report.wording import epsilon as epsilon_in_words
 from server.token_cli import token
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
@@ -158,7 +159,7 @@ def status_command(state: Path, as_json: bool) -> None:
             counts = ", ".join(f"{count} {why}" for why, count in part.rejections.items())
             click.echo(
                 f"  {part.site}: {part.accepted} of {part.asked} rounds used, epsilon at most "
-                f"{part.epsilon:.4f}{f'; not used: {counts}' if counts else ''}"
+                f"{epsilon_in_words(part.epsilon)}{f'; not used: {counts}' if counts else ''}"
                 f"{f'; last: {part.refused}' if part.refused else ''}"
             )
 
@@ -199,7 +200,7 @@ def _line(run: RunFolder, progress: Progress | None) -> str:
     scores = "".join(f", {name} {value:.3f}" for name, value in progress.scores.items())
     return (
         f"run {run.name}: {progress.state}, round {progress.round} of {progress.rounds}, epsilon "
-        f"at most {progress.epsilon:.4f} at delta {progress.delta:g}{scores}{why}"
+        f"at most {epsilon_in_words(progress.epsilon)} at delta {progress.delta:g}{scores}{why}"
     )
 
 

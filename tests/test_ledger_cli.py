@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from client.consent import SitePolicy
 from common.cli import main
 from common.ledger import Genesis, Ledger
 from common.spending import spent
@@ -171,3 +174,37 @@ def test_an_untouched_ledger_has_spent_nothing(run: Run, tmp_path: Path) -> None
 def test_a_look_at_a_ledger_loads_no_torch() -> None:
     code = "import sys, client.ledger_cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5, 7])
+def test_no_line_says_less_than_was_spent_or_more_than_is_left(
+    tmp_path: Path, run: Run, rounds: int
+) -> None:
+    state = site(tmp_path / "s", rounds)
+    ((_, printed, _), (_, exact, _)) = run("show", state), run("show", state, "--json")
+    (found,) = json.loads(exact)["ledgers"]
+    spent_of, left = re.findall(r"epsilon ([\d.]+) spent of 4, ([\d.]+) remaining", printed)[0]
+    assert found["spent_epsilon"] <= float(spent_of) < found["spent_epsilon"] + 1e-4
+    assert found["remaining_epsilon"] - 1e-4 < float(left) <= found["remaining_epsilon"]
+
+
+def test_the_status_of_a_site_with_a_damaged_ledger_states_no_epsilon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What can still be read of it is less than what was spent."""
+    state = site(tmp_path / "s")
+    policy = SitePolicy(("lenet",), BUDGET, DELTA, BUDGET, 9, ("local",), 0, 0, ("0" * 64,))
+    (state / "policy.toml").write_text(policy.to_toml())
+
+    def status(*more: str) -> str:
+        with pytest.raises(SystemExit):
+            main(["site", "status", "--state", str(state), *more])
+        return capsys.readouterr().out
+
+    whole = json.loads(status("--json"))["epsilon_spent"]
+    assert f"epsilon spent {math.ceil(1e4 * whole) / 1e4:.4f} of 4" in status()
+    lines = (state / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (state / "ledger.jsonl").write_bytes(b"".join(lines[:2]))
+    assert "epsilon spent unknown of 4" in status()
+    damaged = json.loads(status("--json"))
+    assert (damaged["epsilon_spent"], damaged["epsilon_left"]) == (None, None)
