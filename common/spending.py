@@ -51,11 +51,12 @@ def reserved(reservations: Sequence[Reservation], delta: float) -> float:
     Whoever starts a run chooses its noise and rate knowing what earlier runs released. A budget
     holds against such a choice for Gaussian and for Renyi accounting (Feldman and Zrnic 2021,
     arXiv:2008.11193, a Renyi filter), but that is not proven of privacy loss distributions: so with
-    sampled rounds of more than one kind the Renyi bound decides.
+    sampled rounds beside rounds of any other kind the Renyi bound decides.
     """
     total = spent(reservations, delta)
     events = _events(reservations)
-    if math.isinf(total) or sum(isinstance(event, PoissonEvent) for event in events) < 2:
+    sampled = any(isinstance(event, PoissonEvent) for event in events)
+    if math.isinf(total) or not sampled or len(events) < 2:
         return total
     odometer = RdpOdometer(delta)
     for event in events:

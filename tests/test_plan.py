@@ -142,12 +142,15 @@ def test_rounds_of_shared_noise_are_spent_as_concentrated_releases(tmp_path: Pat
     assert spent(gaussian, 1e-4) < 0.97 * total, "a Gaussian account would say too little"
 
 
-def test_sampled_runs_of_different_noise_are_decided_by_the_renyi_bound(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+def test_sampled_runs_beside_runs_of_other_noise_are_decided_by_the_renyi_bound(
+    tmp_path: Path, rate: float
+) -> None:
     """A server that picks the noise of the next run knowing the last gains nothing by it."""
     site = tmp_path / "site"
     Ledger.create(site, Genesis(delta=1e-4, epsilon=50.0))
-    for run_id, noise in (("first", 1.5), ("second", 2.0)):
-        privacy = dataclasses.replace(CONTRACT.privacy, noise_multiplier=noise, sample_rate=0.2)
+    for run_id, noise, sampled in (("first", 1.5, 0.2), ("second", 2.0, rate)):
+        privacy = dataclasses.replace(CONTRACT.privacy, noise_multiplier=noise, sample_rate=sampled)
         contract = dataclasses.replace(CONTRACT, run_id=run_id, privacy=privacy)
         with Ledger.open(site) as ledger:
             PrivacyPlan(50.0, 1e-4).reserve(ledger, contract, 1, run_id, secret=True)
