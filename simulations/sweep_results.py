@@ -48,7 +48,8 @@ class Band:
 class Point:
     """What runs alike but for their seed gave: rates after training, and gains over `before`.
 
-    `stated` is the largest epsilon that any of them states against anyone; None without privacy.
+    `stated` is the largest epsilon of any of them against whom it was made to withstand (with
+    secure aggregation not if more sites collude or masks fail); None without privacy.
     """
 
     trust: Trust

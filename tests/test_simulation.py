@@ -192,7 +192,7 @@ def test_with_secure_aggregation_only_masked_messages_leave_and_nothing_in_them_
         found.privacy.worst, rel=1e-6
     )
     masks_fail = against["the server, if masks fail and it sees every site's update"]
-    model = against["anyone who holds the released model"]
+    model = against["anyone outside the sites who holds the released model"]
     assert masks_fail is not None and model is not None
     assert model < found.privacy.worst < masks_fail
     page = write_page(found, tmp_path).read_text()

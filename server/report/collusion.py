@@ -50,7 +50,7 @@ def _names(most: int, colluders: int) -> tuple[str, ...]:
     together = [f"the server with {_sites(count)}" for count in range(1, most)]
     helped = f", with {_sites(colluders)}" if colluders else ""
     return (
-        "anyone who holds the released model",
+        "anyone outside the sites who holds the released model",
         "the server, which sees sums over sites only",
         *together[:colluders],
         f"a server that lies to the sites{helped}",
