@@ -85,8 +85,9 @@ def list_subjects(
 
     Hidden files and folders are ignored, and so are files beside the person folders. Files in a
     person's folder that are no image by suffix, and broken links, are listed as skipped. A person
-    whose folder cannot be listed, or whose link leads out of the root, is an InputError, or if not
-    `strict` a person without images: where people are private, one must not decide about others.
+    whose folder cannot be listed, or whose link leads out of the root or to another person, is an
+    InputError, or if not `strict` a person without images: where people are private, one must not
+    decide about others.
 
     Raises InputError if the root is missing, no folder, or holds fewer than `at_least` persons
     with an image.
@@ -223,12 +224,12 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _subject(folder: Path, inside: Path) -> SubjectFolder:
-    """One person's folder; InputError if it, or a link in it, leads out of `inside`."""
-    _stay(folder, inside)
+    """One person's folder; InputError if it is, or holds, a link that leads elsewhere."""
+    _stay(folder, inside, folder.name)
     images: list[Path] = []
     skipped: list[Skipped] = []
     for entry in _visible(folder):
-        _stay(entry, inside)
+        _stay(entry, inside, folder.name)
         if not entry.exists():
             skipped.append(Skipped(entry, "a broken link"))
         elif not entry.is_file():
@@ -256,12 +257,28 @@ def _is_folder(entry: Path) -> bool:
         return True
 
 
-def _stay(entry: Path, inside: Path) -> None:
+def _stay(entry: Path, inside: Path, person: str) -> None:
+    """InputError for a link out of `inside`, or to other persons: they would count twice."""
+    if not _is_link(entry):
+        return
     try:
-        leaves = entry.is_symlink() and not entry.resolve().is_relative_to(inside)
+        target = entry.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise InputError(f"{entry} cannot be followed: {error}", hint="remove it") from error
-    if leaves:
+    if not target.is_relative_to(inside):
         raise InputError(
             f"{entry} is a link that leads out of {inside}", hint="copy the files, or remove it"
         )
+    first = target.relative_to(inside).parts[:1]
+    if first and first[0] != person and not first[0].startswith("."):
+        raise InputError(
+            f"{entry} is a link to another person's folder",
+            hint="remove it: a person is one folder",
+        )
+
+
+def _is_link(entry: Path) -> bool:
+    try:
+        return entry.is_symlink()
+    except OSError as error:
+        raise InputError(f"{entry} cannot be looked at: {error.strerror}") from error

@@ -116,6 +116,23 @@ def test_links_may_stay_inside_but_not_lead_out(tmp_path: Path) -> None:
         list_subjects(root)
 
 
+def test_a_link_makes_nobody_two_persons(tmp_path: Path) -> None:
+    """Their influence would be twice the clip."""
+    save(tmp_path / "Ann" / "a.png", plain(1))
+    save(tmp_path / ".store" / "b.png", plain(2))
+    (tmp_path / "Bob").symlink_to(".store")
+    assert [len(folder.images) for folder in list_subjects(tmp_path)] == [1, 1]
+    (tmp_path / "Cy").symlink_to("Ann")
+    (tmp_path / "Di").mkdir()
+    (tmp_path / "Di" / "c.png").symlink_to("../Ann/a.png")
+    with pytest.raises(InputError, match="Cy is a link to another person's folder"):
+        list_subjects(tmp_path)
+    found = list_subjects(tmp_path, strict=False)
+    assert [(folder.name, len(folder.images)) for folder in found] == [
+        ("Ann", 1), ("Bob", 1), ("Cy", 0), ("Di", 0)
+    ]  # fmt: skip
+
+
 def test_a_folder_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
