@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -80,7 +79,7 @@ class Federated:
             self.command(*arguments), env=self.environment, capture_output=True, text=True,
             timeout=240,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr + self.log("server") + self.log("a")
+        assert done.returncode == 0, done.stderr + self.logs()
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
@@ -96,6 +95,9 @@ class Federated:
 
     def log(self, name: str) -> str:
         return (self.root / f"{name}.log").read_text(errors="replace")
+
+    def logs(self) -> str:
+        return self.log("server") + self.log("a")
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of ours."""
@@ -141,7 +143,7 @@ def federated(root: Path, people: Path, rounds: int) -> Iterator[Federated]:
             "--state", str(root / "a.state"), "--cache", str(root / "a.cache"), "--aligned",
             "--accept-terms",
         )  # fmt: skip
-        wait_for(made.port, time.monotonic() + 120)
+        wait_for(made.port)
         yield made
     finally:
         for process in made.running:

@@ -8,13 +8,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import pytest
 
@@ -25,11 +24,9 @@ from server.deployment.folder import RunFolder, ServerFolder
 from server.provisioning.federation import create
 from server.provisioning.request import Endpoint, Passphrases, Settings
 from simulations.small_training import SMALL, training_toml
-from tests.process_rig import BIN, free_port
+from tests.process_rig import BIN, free_port, until
 from tests.provisioning_rig import OPEN, archive
 
-T = TypeVar("T")
-PATIENCE: Final = 240.0
 _PARTS: Final = {
     "flower-superlink": "superlink",
     "server.deployment.front": "front",
@@ -42,15 +39,6 @@ _PARTS: Final = {
 def training(**changes: Any) -> str:
     """A `training.toml`: small models, quick rounds, and as many persons as a rig's sites have."""
     return training_toml(replace(SMALL, persons_per_site=6.0, **changes))
-
-
-def until(what: Callable[[], T | None], why: str, within: float = PATIENCE) -> T:
-    """Return what `what` finds; an AssertionError once it has found nothing for too long."""
-    deadline = time.monotonic() + within
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"not within {within:.0f} s: {why}"
-        time.sleep(0.01)
-    return found
 
 
 @dataclass(frozen=True)
@@ -106,7 +94,7 @@ class Party:
         return {name: pid for pid, name in _children(self.pid)}
 
     def part(self, name: str) -> int:
-        return until(lambda: self.parts().get(name), f"{name} runs: {self.said[-3000:]}")
+        return until(lambda: self.parts().get(name), lambda: f"{name} runs: {self.said[-3000:]}")
 
     def kill(self, name: str) -> None:
         """kill -9 one part, or the `supervisor`, which must not leave a part behind."""
@@ -117,14 +105,14 @@ class Party:
         os.kill(self.pid, signal.SIGKILL)
         assert self.process is not None
         self.process.wait()
-        until(lambda: not any(map(_lives, left)), "a killed supervisor's parts end", 5.0)
+        until(lambda: not any(map(_lives, left)), "a killed supervisor's parts end", 30.0)
 
     def stop(self) -> int:
         """SIGTERM; return the exit code."""
         assert self.process is not None
         self.process.terminate()
         try:
-            return self.process.wait(60)
+            return self.process.wait(120)
         except subprocess.TimeoutExpired:
             for pid in (*self.parts().values(), self.pid):
                 with suppress(ProcessLookupError):
@@ -268,5 +256,11 @@ class Rig:
 
     def stop(self) -> None:
         """End whatever runs, the server last; each in order and with exit code 0."""
-        codes = {name: party.stop() for name, party in reversed(self.parties.items()) if party.runs}
-        assert set(codes.values()) <= {0}, f"{codes}\n{self.logs()}"
+        with ExitStack() as all_of_them:
+            for name, party in self.parties.items():
+                if party.runs:
+                    all_of_them.callback(self._stop, name, party)
+
+    def _stop(self, name: str, party: Party) -> None:
+        code = party.stop()
+        assert code == 0, f"{name} ended with {code}\n{self.logs()}"

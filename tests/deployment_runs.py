@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from common.ledger import LedgerReport, verify
 from server.checkpoint import Checkpoint, RoundRecord, load
 from server.deployment.folder import RunFolder
-from tests.deployment_rig import Rig, until
+from tests.deployment_rig import Rig
+from tests.process_rig import until
 
 Moment = Callable[[], object]
 
@@ -83,9 +84,14 @@ def takes_part(rig: Rig, run: RunFolder, *sites: str) -> None:
     begun = len(records(run)) + 1
     until(
         lambda: any(accepted(rig, r) == {*sites} for r in records(run)[begun:]) or run.ended,
-        f"a round of {sites}: {rig.status()}\n{rig.logs()}",
+        lambda: f"a round of {sites}: {rig.status()}\n{rig.logs()}",
     )
     assert not run.ended, rig.status()
+
+
+def longest(run: RunFolder, after: int) -> float:
+    """The seconds of the longest round after so many: how long a site was waited for, if any."""
+    return max(record.seconds for record in records(run)[after:])
 
 
 def moments(rig: Rig, run: RunFolder, site: str) -> dict[str, Moment]:

@@ -31,6 +31,7 @@ from common.web.tls import trusting
 from server.deployment.superlink import Inside
 from server.provisioning.federation import create, revoke_sites
 from server.provisioning.request import Endpoint, Passphrases, Settings
+from tests.process_rig import until
 from tests.provisioning_rig import OPEN, archive
 from tests.serving_rig import served
 
@@ -196,10 +197,8 @@ def front(
     process.stdin.write(f"{passphrase}\n".encode() if passphrase else b"")
     process.stdin.close()
     try:
-        deadline = time.monotonic() + 30
-        while b"listening" not in log.read_bytes():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        until(lambda: b"listening" in log.read_bytes() or process.poll() is not None, log.read_text)
+        assert process.poll() is None, log.read_text()
         where = json.loads(log.read_text().splitlines()[0])["url"]
         yield Running(process, int(where.rstrip("/").rpartition(":")[2]), log, made.trust)
     finally:

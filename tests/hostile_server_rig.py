@@ -24,11 +24,11 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from common.app_bundle import app_hash
 from common.bundle import SERVER_CERTIFICATE, SERVER_KEY, Bundle
 from common.storage import make_private_directory, write_private
+from tests.process_rig import QUICK, until
 from tests.serving_rig import served
 
 NODE: Final = 77
 RUN: Final = 5
-PATIENCE: Final = 60.0
 Spoilt = tuple[message_pb2.ObjectTree, dict[str, bytes]]
 Answer = bytes | Callable[[Any, Any], Any]
 
@@ -57,12 +57,22 @@ class HostileServer:
         message.metadata.__dict__["_message_id"] = message.object_id
         return message
 
-    def queue(self, message: Message, spoil: Callable[[Message], Spoilt] | None = None) -> None:
-        """Offer a message; `spoil` says what tree and objects it has instead of its own."""
+    def queue(
+        self,
+        message: Message,
+        spoil: Callable[[Message], Spoilt] | None = None,
+        announced_to: int | None = None,
+    ) -> None:
+        """Offer a message, perhaps as one to another node than it says itself.
+
+        `spoil` says what tree and objects it has instead of its own.
+        """
         own = {name: one.deflate() for name, one in get_all_nested_objects(message).items()}
         tree, objects = (get_object_tree(message), own) if spoil is None else spoil(message)
         self._objects.update(objects)
-        self.waiting.append((message_to_proto(remove_content_from_message(message)), tree))
+        head = message_to_proto(remove_content_from_message(message))
+        head.metadata.dst_node_id = announced_to or message.metadata.dst_node_id
+        self.waiting.append((head, tree))
 
     def ask(
         self, content: RecordDict, kind: str, spoil: Callable[[Message], Spoilt] | None = None
@@ -70,10 +80,7 @@ class HostileServer:
         """Offer a message and return the site's answer."""
         had = len(self.replies)
         self.queue(self.message(content, kind), spoil)
-        deadline = time.monotonic() + PATIENCE
-        while len(self.replies) == had:
-            assert time.monotonic() < deadline, "the site does not answer"
-            time.sleep(0.02)
+        until(lambda: len(self.replies) > had, "the site answers", every=QUICK)
         return self.replies[had]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -10,16 +10,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+T = TypeVar("T")
 ROOT: Final = Path(__file__).resolve().parents[1]
 BIN: Final = Path(sys.executable).parent
 # Below those that Linux gives to outgoing connections: one of its own choice may be in use again by
 # the time that a process listens on it.
 _PORTS: Final = range(20_000, 32_000)
+# Seconds: what takes two of them here may take a minute where the machine is busy.
+PATIENCE: Final = 240.0
+# Seconds between two looks: what is looked at costs the machine as much as what is waited for.
+SLOWLY: Final = 0.1
+# For what lasts only moments.
+QUICK: Final = 0.01
 
 
 def free_port() -> int:
@@ -38,11 +45,25 @@ def listens(host: str, port: int) -> bool:
     return True
 
 
-def wait_for(port: int, deadline: float) -> None:
+def until(
+    what: Callable[[], T | None],
+    why: str | Callable[[], str],
+    within: float = PATIENCE,
+    every: float = SLOWLY,
+) -> T:
+    """Return what `what` finds; an AssertionError once it has found nothing for too long."""
+    deadline = time.monotonic() + within
+    while not (found := what()):
+        if time.monotonic() > deadline:
+            told = why if isinstance(why, str) else why()
+            raise AssertionError(f"not within {within:.0f} s: {told}")
+        time.sleep(every)
+    return found
+
+
+def wait_for(port: int) -> None:
     """Wait until something listens on a loopback port: `flwr run` does not try twice."""
-    while not listens("127.0.0.1", port):
-        assert time.monotonic() < deadline, f"nothing listens on port {port}"
-        time.sleep(0.05)
+    until(lambda: listens("127.0.0.1", port), f"something listens on port {port}")
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,9 @@ from common.backbones.weights import load_model
 from common.ledger import verify
 from common.spending import spent
 from simulations.small_training import SMALL, training_toml
-from tests.process_rig import BIN, code_copy, free_port, processes, wait_for
+from tests.process_rig import BIN, PATIENCE, code_copy, free_port, processes, until, wait_for
 
 ROUNDS = 2
-PATIENCE = 180.0
 
 POLICY = """
 backbones = ["lenet"]
@@ -141,8 +139,7 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
         (supernode("a"), log / "a", environment),
         (supernode("b"), log / "b", environment),
     ) as running:
-        deadline = time.monotonic() + PATIENCE
-        wait_for(link, deadline)
+        wait_for(link)
         started = subprocess.run(
             [
                 str(BIN / "flwr"),
@@ -155,13 +152,12 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
             timeout=PATIENCE,
         )
         assert started.returncode == 0, started.stdout + started.stderr
-        while not model.exists() and time.monotonic() < deadline:
-            if any(process.poll() is not None for process in running):
-                break
-            time.sleep(0.5)
-    logs = "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in log.iterdir())
+        until(
+            lambda: model.exists() or any(process.poll() is not None for process in running),
+            lambda: started.stdout + started.stderr + _logs(log),
+        )
     tap.close()
-    assert model.exists(), started.stdout + started.stderr + logs
+    assert model.exists(), started.stdout + started.stderr + _logs(log)
 
     delta_bytes = sum(t.numel() * 4 for n, t in load_model(model).state.items() if "adapter" in n)
     for name in ("a", "b"):
@@ -180,6 +176,12 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
         assert path.name.encode() not in sent
         assert path.read_bytes()[-200:-100] not in sent
         assert np.asarray(Image.open(path))[56].tobytes() not in sent
+
+
+def _logs(folder: Path) -> str:
+    return "\n".join(
+        f"== {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in folder.iterdir()
+    )
 
 
 @pytest.mark.parametrize("missing", ["data-dir", "state-dir", "policy"])

@@ -93,9 +93,9 @@ def test_a_million_draws_take_under_two_seconds_and_forty_thousand_under_a_tenth
     for count, limit in ((40_000, 0.1), (1_000_000, 2.0)):  # 0.003 and 0.06 s on an idle core
         times = []
         for _ in range(3):
-            started = time.perf_counter()
+            started = time.process_time()
             discrete_gaussian(stream("speed"), 123_456.7, count)
-            times.append(time.perf_counter() - started)
+            times.append(time.process_time() - started)
         assert min(times) < limit
 
 

@@ -23,7 +23,7 @@ from common.terms import read_terms
 from server.provisioning.federation import create
 from server.provisioning.request import Endpoint, Settings
 from tests.closed_rig import PASSPHRASE, SEALED, few_terms
-from tests.process_rig import ROOT
+from tests.process_rig import ROOT, until
 from tests.provisioning_rig import archive
 
 DOCKER = ROOT / "docker"
@@ -237,7 +237,8 @@ def jails(wheel: Path, people_folder: Path, tmp_path: Path) -> Iterator[tuple[Ja
     if why := _why_not():
         pytest.skip(why)
     holder = subprocess.Popen(["unshare", "-n", "sh", "-c", "ip link set lo up; exec sleep 900"])
-    time.sleep(0.5)
+    runs = Path(f"/proc/{holder.pid}/comm")
+    until(lambda: runs.read_text() == "sleep\n", "the network is made")
     config = tmp_path / "training.toml"
     config.write_text(few_terms(2))
     settings = Settings("fed", Endpoint("server", 8443), sealed=True)

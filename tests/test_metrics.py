@@ -293,10 +293,10 @@ def test_wilson_keeps_its_coverage_for_rare_errors() -> None:
 
 def test_a_round_of_three_thousand_images_is_evaluated_within_its_time() -> None:
     scores_of = faces(750, 4, 1.0)
-    started = time.perf_counter()
+    started = time.process_time()
     verification(*scores_of, ci=False)
-    without = time.perf_counter() - started
+    without = time.process_time() - started
     verification_of(all_pairs(*scores_of))
-    # Several times the measured 0.1 s and 0.6 s, for a machine that is busy.
+    # Of this process alone, so that a busy machine changes little: several times 0.1 s and 0.6 s.
     assert without < 1.5
-    assert time.perf_counter() - started - without < 9
+    assert time.process_time() - started - without < 9

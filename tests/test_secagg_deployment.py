@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from client.consent import SitePolicy
+from common.bundle import CONTRACT, Bundle
 from common.ledger import verify
 from common.spending import spent
-from tests.deployment_rig import Rig, training, until
+from common.terms import Terms
+from tests.deployment_rig import Rig, training
 from tests.deployment_runs import records
+from tests.process_rig import until
 
 SITES = {"north": "one", "south": "two", "west": "three"}
-ROUNDS = 8
+ROUNDS = 6
 
 
 def test_a_deployed_run_with_secure_aggregation_outlives_every_process(
@@ -22,20 +26,22 @@ def test_a_deployed_run_with_secure_aggregation_outlives_every_process(
     terms = training(rounds=ROUNDS, trust="secagg", colluders=0)
     rig = Rig(tmp_path, people_folder, tuple(SITES), terms=terms)
     server = rig.server().start()
-    for site, data in SITES.items():
-        rig.site(site, "--accept-terms", data=data).start()
+    rig.site("south", "--accept-terms", data=SITES["south"]).start()
+    agreed = SitePolicy.accepting(Terms.read(Bundle.read(rig.bundle("south")).file(CONTRACT)))
+    for site in ("north", "west"):
+        rig.node(site, agreed, data=SITES[site]).start()
     try:
-        until(lambda: server.parts().get("coordinator"), server.said)
+        until(lambda: server.parts().get("coordinator"), lambda: server.said)
         run = rig.ask("one")
         for done, party, part in (
             (1, rig.parties["south"], "node"),
-            (3, server, "coordinator"),
-            (5, server, "superlink"),
+            (2, server, "coordinator"),
+            (4, server, "superlink"),
         ):
-            until(lambda least=done: len(records(run)) >= least, f"round {done}: {rig.logs()}")  # type: ignore[misc]
+            until(lambda least=done: len(records(run)) >= least, rig.logs)  # type: ignore[misc]
             assert not run.ended, "it must not end before everything was killed"
             party.kill(part)
-        until(lambda: run.ended, f"the end: {rig.status()}\n{rig.logs()}")
+        until(lambda: run.ended, lambda: f"the end: {rig.status()}\n{rig.logs()}")
     finally:
         rig.stop()
     progress = run.progress()

@@ -36,7 +36,7 @@ from server.deployment.status import status
 from server.deployment.tokens import SCOPES, create_token, list_tokens, revoke_token
 from tests.browser_rig import needs_browser, quiet_page
 from tests.front_rig import Made, federation
-from tests.process_rig import free_port
+from tests.process_rig import free_port, wait_for
 from tests.serving_rig import served
 
 PATHS = (
@@ -250,12 +250,8 @@ def test_off_this_machine_the_page_speaks_tls_as_the_server_of_its_bundle(
         )  # fmt: skip
     try:
         with httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=made.trust) as client:
-            for _ in range(300):
-                try:
-                    answer = client.get("/v1/health")
-                    break
-                except httpx.ConnectError:
-                    time.sleep(0.1)
+            wait_for(port)
+            answer = client.get("/v1/health")
             assert answer.json() == {"status": "ok"}
             assert "max-age" in answer.headers["strict-transport-security"]
             headers = {"Authorization": f"Bearer {_token(folder)}"}

@@ -8,8 +8,7 @@ import io
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,6 +22,7 @@ from common.metrics import Interval, Verification
 from server.report.run_record import RunRecord
 from simulations.sweep import Base, Cell, SweepFolder, cells, run_all
 from simulations.sweep_results import as_csv, band, draw, results, table
+from tests.process_rig import QUICK, until
 from tests.test_report import OPEN, RECORD
 
 BASE = Base("synthetic", "none", 10, 100, 1e-4)
@@ -100,13 +100,6 @@ def sweep(people: Path, out: Path, *options: str) -> list[str]:
     return [sys.executable, "-c", code, *own]
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 240.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 def test_a_killed_sweep_goes_on_and_keeps_what_is_finished(
     people_folder: Path, tmp_path: Path
 ) -> None:
@@ -115,7 +108,7 @@ def test_a_killed_sweep_goes_on_and_keeps_what_is_finished(
     command = sweep(people_folder, out, *cells)
     first, second = out / "runs" / "central-epsilon-4-seed-0", out / "runs" / "none-seed-0"
     started = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    wait_for(lambda: (second / "settings.json").is_file())
+    until(lambda: (second / "settings.json").is_file(), "the second run begins", every=QUICK)
     (left_behind,) = psutil.Process(started.pid).children()
     left_behind.suspend()
     started.kill()
@@ -124,7 +117,10 @@ def test_a_killed_sweep_goes_on_and_keeps_what_is_finished(
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode != 0 and "is at work" in refused.stderr
     left_behind.kill()
-    wait_for(lambda: not left_behind.is_running() or left_behind.status() == "zombie")
+    until(
+        lambda: not left_behind.is_running() or left_behind.status() == "zombie",
+        "what was left behind ends",
+    )
     finished = (first / "run.json").stat().st_mtime_ns
     assert not (second / "run.json").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
