@@ -36,8 +36,8 @@ class SiteStatus:
 class SiteShare:
     """A site's part in a run; `left` is what the run may still ask of it, never below 0.
 
-    `refused` is why its last answer was not used; `rejections` are rounds of the whole run that used
-    nothing of it, by the kind of the reason.
+    `refused` is why its last answer was not used; `rejections` are rounds of the whole run that
+    used nothing of it, by the kind of the reason.
     """
 
     site: str
