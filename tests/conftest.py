@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 PERSONS, IMAGES = 24, 3
-# The files that take longest, longest first: whichever worker is left with one ends last.
+# The files that take longest come first, or whichever worker is left with one of them ends last;
+# those that wait for real processes stand between those that compute.
 SLOW: Final = (
-    "test_real_sites", "test_killed_parts", "test_attacks", "test_secagg_deployment",
-    "test_network_namespaces", "test_closed_by_default", "test_deployment", "test_simulation",
-    "test_vault_crash", "test_attacks_cli", "test_deployment_refusals", "test_service_process",
-    "test_ledger_crash", "test_provisioning_peers",
+    "test_real_sites", "test_attacks", "test_killed_parts", "test_simulation",
+    "test_secagg_deployment", "test_closed_by_default", "test_provisioning",
+    "test_network_namespaces", "test_vault_crash", "test_deployment", "test_sweep", "test_docker",
+    "test_server_page", "test_secagg_faults", "test_front", "test_service_process",
 )  # fmt: skip
 
 

@@ -26,7 +26,9 @@ from server.provisioning.request import Endpoint, Passphrases, Settings
 from simulations.small_training import SMALL, training_toml
 from tests.process_rig import BIN, free_port, until
 from tests.provisioning_rig import OPEN, archive
+from tests.warm_rig import Forked, WarmNodes
 
+_NODE: Final = (str(BIN / "python"), "-P", "-m", "client.up")
 _PARTS: Final = {
     "flower-superlink": "superlink",
     "server.deployment.front": "front",
@@ -60,15 +62,22 @@ def command(*arguments: object) -> Said:
 
 @dataclass
 class Party:
-    """The supervisor of a server or site, or one bare part, and what it printed."""
+    """The supervisor of a server or site, or one bare part, and what it printed.
+
+    A bare node is forked from a `warm` process where there is one.
+    """
 
     words: tuple[str, ...]
     log: Path
     environment: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
+    warm: WarmNodes | None = None
 
     def start(self) -> Party:
         assert not self.runs
+        if self.warm is not None:
+            self.process = self.warm.fork(self.log, self.words[len(_NODE) :])
+            return self
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -216,14 +225,28 @@ class Rig:
             "--data", self.root / data, "--aligned", *options,
         )  # fmt: skip
 
-    def node(self, name: str, policy: SitePolicy, data: str = "one", python: str = "") -> Party:
-        """The node of a site alone, as its supervisor starts it, under a policy; not started."""
+    @cached_property
+    def warm(self) -> WarmNodes:
+        return WarmNodes(self.root / "ended", self.environment)
+
+    def node(
+        self, name: str, policy: SitePolicy, data: str = "one", code: Path | None = None
+    ) -> Party:
+        """The node of a site alone, as its supervisor starts it, under a policy; not started.
+
+        It runs the installed code, or that of a folder.
+        """
         self.state(name).mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.state(name) / "policy.toml").write_text(policy.to_toml())
-        return self.party(
-            name, python or BIN / "python", "-P", "-m", "client.up", "--verbose", "--aligned",
-            "--bundle", self.bundle(name), "--state", self.state(name), "--data", self.root / data,
+        party = self.party(
+            name, *_NODE, "--verbose", "--aligned", "--bundle", self.bundle(name),
+            "--state", self.state(name), "--data", self.root / data,
         )  # fmt: skip
+        if code is None:
+            party.warm = self.warm
+        else:
+            party.environment = {**self.environment, "PYTHONPATH": str(code)}
+        return party
 
     def ask(self, run_id: str, *options: object) -> RunFolder:
         """`veilface server run --detach`."""
@@ -257,6 +280,8 @@ class Rig:
     def stop(self) -> None:
         """End whatever runs, the server last; each in order and with exit code 0."""
         with ExitStack() as all_of_them:
+            if "warm" in self.__dict__:
+                all_of_them.callback(self.warm.close)
             for name, party in self.parties.items():
                 if party.runs:
                     all_of_them.callback(self._stop, name, party)

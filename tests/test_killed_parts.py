@@ -25,7 +25,7 @@ from tests.deployment_runs import Witness, accepted, committed, moments, records
 from tests.process_rig import QUICK, listens, until
 from tests.provisioning_rig import private_value
 
-ROUNDS, EPSILON, DELTA = 40, 4.0, 1e-4
+ROUNDS, EPSILON, DELTA = 32, 4.0, 1e-4
 OPTIMIZER = OptimizerConfig(
     "sgd", 1.0, momentum=0.0, average_from=recommended("adapter").average_from
 )

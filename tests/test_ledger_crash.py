@@ -150,17 +150,18 @@ def test_a_line_that_fits_only_in_part_is_taken_back(tmp_path: Path, part: int) 
     assert [r.round for r in verify(directory).reservations] == [1, 2, 3]
 
 
+def _full(path: Path, data: bytes) -> None:
+    raise StorageError("no space left on device")
+
+
 def test_a_head_that_could_not_be_written_is_caught_up_before_the_next_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, data: bytes) -> None:
-        raise StorageError("no space left on device")
-
     directory = filled(tmp_path / "s", 1)
     with Ledger.open(directory) as ledger:
         for _ in range(2):
             with monkeypatch.context() as patch, pytest.raises(StorageError):
-                patch.setattr(ledger_module, "write_private", full)
+                patch.setattr(ledger_module, "write_private", _full)
                 reserve(ledger, 2 if len(ledger.reservations) == 1 else 3)
             assert verify(directory).ok
         reserve(ledger, 3)
@@ -171,14 +172,10 @@ def test_a_retry_after_a_failed_head_is_named_by_the_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the line that the retry acknowledged could be cut off unseen."""
-
-    def full(path: Path, data: bytes) -> None:
-        raise StorageError("no space left on device")
-
     directory = filled(tmp_path / "s", 1)
     with Ledger.open(directory) as ledger:
         with monkeypatch.context() as patch, pytest.raises(StorageError):
-            patch.setattr(ledger_module, "write_private", full)
+            patch.setattr(ledger_module, "write_private", _full)
             reserve(ledger, 2)
         assert reserve(ledger, 2).round == 2
     (directory / FILE).write_bytes(b"".join(lines(directory)[:-1]))

@@ -111,7 +111,8 @@ def test_a_picture_is_taken_with_the_camera_and_a_face_is_missed(page: Page, sit
     _unlock(page, site.token("enrol"))
     page.get_by_role("button", name="Use camera").first.click()
     expect(page.get_by_role("dialog")).to_be_visible()
-    page.wait_for_function("document.querySelector('#camera-view').videoWidth > 0")
+    # `wait_for_function` would evaluate text in the page, which its policy forbids.
+    expect(page.locator("#camera-view")).not_to_have_js_property("videoWidth", 0)
     page.get_by_role("button", name="Take picture").click()
     expect(page.locator("#enrol .previews img")).to_have_count(1)
     assert page.locator("#camera-view").evaluate("view => view.srcObject") is None

@@ -232,11 +232,14 @@ def test_a_command_stopped_at_any_step_leaves_the_old_or_the_new_state(
 ) -> None:
     context = multiprocessing.get_context("fork")
     outcomes = set()
+    made = tmp_path / "made"
+    if command != "create":
+        make(made)
     for step in range(1, 400):
         out = tmp_path / str(step) / "fed"
         out.parent.mkdir()
-        if command != "create":
-            make(out)
+        if made.exists():
+            shutil.copytree(made, out, symlinks=True)
         before = shown(out) if out.exists() else None
         child = context.Process(target=_stop_at, args=(step, COMMANDS[command], out, fail))
         child.start()
