@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from flwr.app import Context
@@ -29,8 +30,8 @@ class LogObserver:
     def __init__(self, rounds: int) -> None:
         self._rounds = rounds
 
-    def round_started(self, round_: int, sites: int) -> None:
-        log.info("round %d of %d asks %d sites", round_, self._rounds, sites)
+    def round_started(self, round_: int, nodes: Collection[int]) -> None:
+        log.info("round %d of %d asks %d sites", round_, self._rounds, len(nodes))
 
     def round_finished(self, record: RoundRecord) -> None:
         log.info("round %d: %d updates in %.1f s", record.round, record.accepted, record.seconds)

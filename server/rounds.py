@@ -7,7 +7,7 @@ deployment. `Strategy.start` of Flower has no start round and is not used (docs/
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NoReturn, Protocol
@@ -74,9 +74,10 @@ class Federation:
 
 
 class Observer(Protocol):
-    """Who watches a run; called from the loop, must not raise."""
+    """Who watches a run; called from the loop: what it raises stops the run."""
 
-    def round_started(self, round_: int, sites: int) -> None: ...
+    def round_started(self, round_: int, nodes: Collection[int]) -> None:
+        """Take note of who may be asked, before anyone is."""
 
     def round_finished(self, record: RoundRecord) -> None: ...
 
@@ -111,7 +112,7 @@ def run_rounds(
     for round_ in range(done.state.round + 1, contract.rounds + 1):
         started = time.monotonic()
         nodes = _connected(grid, federation)
-        observer.round_started(round_, len(nodes))
+        observer.round_started(round_, nodes)
         if masked is not None and masked.renew():
             prepared.clear()
         new = [node for node in nodes if node not in prepared]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from types import TracebackType
 
 from flwr.app import Message
@@ -79,8 +80,8 @@ class LiveProgress:
             self._answered += 1
             self._show()
 
-    def round_started(self, round_: int, sites: int) -> None:
-        self._round, self._sites, self._answered = round_, sites, 0
+    def round_started(self, round_: int, nodes: Collection[int]) -> None:
+        self._round, self._sites, self._answered = round_, len(nodes), 0
         self._show()
 
     def round_finished(self, record: RoundRecord) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -177,7 +177,7 @@ class Rig:
 
 
 class Quiet:
-    def round_started(self, round_: int, sites: int) -> None: ...
+    def round_started(self, round_: int, nodes: Collection[int]) -> None: ...
 
     def round_finished(self, record: RoundRecord) -> None: ...
 

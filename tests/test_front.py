@@ -366,8 +366,9 @@ def test_a_site_is_out_from_the_moment_its_revocation_is_taken_up(
 
 
 def test_refusals_are_logged_by_reason_few_a_second_and_never_with_a_body(
-    made: Made, behind: Upstream, tmp_path: Path
+    behind: Upstream, tmp_path: Path
 ) -> None:
+    made = federation(tmp_path)  # in the shared folder, another front writes its counts
     with front(made, behind.inside, tmp_path / "log") as up:
         for number in range(30):
             up.post(f"/canary{number}", [("Cookie", "secret-header")], b"secret-body")

@@ -299,7 +299,7 @@ def test_a_folder_that_holds_a_run_is_never_overwritten(
 ) -> None:
     run(experiment, tmp_path / "run")
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="not empty"):
         RunFolder.start(tmp_path / "run", experiment)
     with pytest.raises(InputError, match="rounds"):
         RunFolder.resume(tmp_path / "run", dataclasses.replace(experiment, rounds=9))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ class Silent:
     def __init__(self) -> None:
         self.records: list[RoundRecord] = []
 
-    def round_started(self, round_: int, sites: int) -> None:
+    def round_started(self, round_: int, nodes: Collection[int]) -> None:
         pass
 
     def round_finished(self, record: RoundRecord) -> None:

@@ -5,7 +5,8 @@ terms.json              the terms of training from the server's bundle, if it ha
 superlink.db            Flower's own state
 sites.json              which site was heard of when, rewritten every few seconds
 runs/RUN/request.json   what was asked for; a run is there from this file on
-runs/RUN/progress.json  how far it is, rewritten after each round
+runs/RUN/progress.json  how far it is, rewritten before and after each round
+runs/RUN/asked.json     which sites may have spent on it, rewritten before each round
 runs/RUN/checkpoint.safetensors, model.safetensors
 """
 
@@ -218,6 +219,10 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.path / "model.safetensors"
+
+    @property
+    def asked(self) -> Path:
+        return self.path / "asked.json"
 
     def request(self) -> RunRequest:
         """Return what was asked for."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 import httpx
@@ -48,8 +48,8 @@ class RosterGrid(HttpGrid):
     """The sites of a roster that are online.
 
     `sites` returns the name by public key (PEM) of each site on the newest roster, `drop_after` is
-    in seconds, `check` raises when the run has to stop, and `here` is told who lives before each
-    round.
+    in seconds, `check` raises when the run has to stop, and `here` is told who lives, by
+    node id, before each round.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RosterGrid(HttpGrid):
         sites: Callable[[], Mapping[bytes, str]],
         drop_after: float,
         check: Callable[[], None],
-        here: Callable[[Collection[str]], None],
+        here: Callable[[Mapping[int, str]], None],
     ) -> None:
         super().__init__(address, False, certificates, token=token)
         self._sites, self._drop_after, self._check, self._here = sites, drop_after, check, here
@@ -74,7 +74,7 @@ class RosterGrid(HttpGrid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that live and are on the roster."""
         living = self._living()
-        self._here([self._names[node] for node in living])
+        self._here({node: self._names[node] for node in living})
         return list(living)
 
     def _living(self) -> dict[int, str]:

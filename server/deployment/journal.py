@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, get_args
 
 from common.config import digest
 from common.contract import Contract
 from common.plan import epsilon_after
+from common.terms import TrainingConfig
 from common.update import Refusal
 from server.checkpoint import RoundRecord, load
+from server.deployment.asked import AskedSites
 from server.deployment.folder import Progress, RunFolder, ServerFolder, SiteRounds, State
 from server.exchange import APP_FAILED, FOREIGN_CODE, SILENT
 
@@ -27,36 +30,41 @@ class Journal:
 
     def __init__(self, folder: ServerFolder, run: RunFolder) -> None:
         self._folder, self._run = folder, run
-        self._contract: Contract | None = None
-        self._records: tuple[RoundRecord, ...] = ()
-        self._names: dict[int, str] = {}
+        self._told: Told | None = None
         self._why = ""
 
     def begin(self, contract: Contract) -> None:
         """Take up the rounds that the checkpoint holds."""
-        self._contract = contract
+        records: tuple[RoundRecord, ...] = ()
         if self._run.checkpoint.exists():
-            self._records = load(self._run.checkpoint, digest(contract)).history
+            records = load(self._run.checkpoint, digest(contract)).history
+        asked = AskedSites(self._run.asked, records, self._contacted(), contract.rounds)
+        self._told = Told(contract, asked, records)
         self._tell("running", "")
 
-    def counted(self, here: Collection[str]) -> None:
-        """Note which sites live before a round: while there are too few, the run waits."""
+    def counted(self, here: Mapping[int, str]) -> None:
+        """Note which sites live, by node id: while there are too few, the run waits."""
+        self._begun.asked.meet(here)
         needed = self._run.request().terms.training.minimum_sites
-        names = f" ({', '.join(sorted(here))})" if here else ""
+        names = f" ({', '.join(sorted(here.values()))})" if here else ""
         why = f"{len(here)} of at least {needed} sites are here{names}"
         why = why if len(here) < needed else ""
         if why != self._why:
             self._tell("waiting" if why else "running", why)
 
-    def round_started(self, round_: int, sites: int) -> None:
-        log.info("run %s: round %d asks %d sites", self._run.name, round_, sites)
+    def round_started(self, round_: int, nodes: Collection[int]) -> None:
+        """Write down who may spend on a round before anyone does."""
+        self._begun.asked.asks(round_, nodes)
+        self._tell("running", "")
+        log.info("run %s: round %d asks %d sites", self._run.name, round_, len(nodes))
 
     def round_finished(self, record: RoundRecord) -> None:
-        self._records = (*self._records, record)
+        told = self._begun
+        told.asked.finished(record)
+        self._told = replace(told, records=(*told.records, record))
         self._tell("running", "")
-        names = self._named()
         for node, reason in record.rejected:
-            name = names.get(node, f"node {node}")
+            name = told.asked.name(node)
             log.warning("run %s: round %d: %s: %s", self._run.name, record.round, name, reason)
 
     def end(self, state: State, why: str) -> None:
@@ -67,56 +75,81 @@ class Journal:
         )  # fmt: skip
         self._tell(state, why)
 
-    def _named(self) -> dict[int, str]:
-        """The sites by node id; one that was revoked meanwhile keeps its name."""
-        if (contacts := self._folder.contacts()) is not None:
-            self._names |= {c.node: c.site for c in contacts.sites if c.node}
-        return self._names
+    @property
+    def _begun(self) -> Told:
+        if self._told is None:
+            raise RuntimeError("the journal was not begun")
+        return self._told
+
+    def _contacted(self) -> dict[int, str]:
+        contacts = self._folder.contacts()
+        return {} if contacts is None else {c.node: c.site for c in contacts.sites if c.node}
 
     def _tell(self, state: State, why: str) -> None:
+        """Write the progress; of a run that could not be taken up, what was told before stays."""
         self._why = why
-        done = len(self._records)
-        terms = self._run.request().terms
-        under_way = (
-            state not in ("finished", "failed", "cancelled") and done < terms.training.rounds
+        training = self._run.request().terms.training
+        before = self._run.progress() if self._told is None else None
+        told = before or Progress(
+            state, 0, training.rounds, 0.0, training.delta, 0.0, (), {}, why, ""
         )
-        extra = 1 if under_way else 0
-        self._run.report(
-            Progress(
-                state=state,
-                round=done,
-                rounds=terms.training.rounds,
-                epsilon=self._spent(done + extra),
-                delta=terms.training.delta,
-                seconds=sum(record.seconds for record in self._records),
-                sites=self._sites(extra),
-                scores=self._records[-1].scores if self._records else {},
-                why=why,
-                changed=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            )
+        if self._told is not None:
+            self._told.asked.meet(self._contacted())
+            told = self._told.progress(training)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._run.report(replace(told, state=state, why=why, changed=now))
+
+
+@dataclass(frozen=True)
+class Told:
+    """What there is to tell of a run that was begun."""
+
+    contract: Contract
+    asked: AskedSites
+    records: tuple[RoundRecord, ...]
+
+    def progress(self, training: TrainingConfig) -> Progress:
+        """Return how far the run is, without state, reason and date."""
+        rounds = self.asked.rounds()
+        begun = max([len(self.records), *(max(of_site) for of_site in rounds.values())])
+        return Progress(
+            state="running",
+            round=len(self.records),
+            rounds=training.rounds,
+            epsilon=epsilon_after(self.contract, begun),
+            delta=training.delta,
+            seconds=sum(record.seconds for record in self.records),
+            sites=self._sites(rounds),
+            scores=self.records[-1].scores if self.records else {},
+            why="",
+            changed="",
         )
 
-    def _sites(self, extra: int) -> tuple[SiteRounds, ...]:
-        names = self._named()
-        nodes = {node for record in self._records for node in record.asked}
-        nodes |= {node for record in self._records for node, _ in record.rejected}
-        found = [self._site(node, names.get(node, f"node {node}"), extra) for node in nodes]
-        return tuple(sorted(found, key=lambda site: site.site))
+    def _sites(self, rounds: Mapping[str, set[int]]) -> tuple[SiteRounds, ...]:
+        """Each site that was asked, or was not ready to be, by name."""
+        refused = [self._refused(record) for record in self.records]
+        names = sorted({*rounds, *(site for one in refused for site in one)})
+        return tuple(self._site(site, rounds.get(site, set()), refused) for site in names)
 
-    def _site(self, node: int, name: str, extra: int) -> SiteRounds:
-        asked = [node in record.asked for record in self._records]
-        refused = [_refused(record, node) for record in self._records]
+    def _site(self, site: str, rounds: set[int], refused: list[dict[str, str]]) -> SiteRounds:
+        used = [
+            site in {self.asked.name(node) for node in record.asked} and site not in why
+            for record, why in zip(self.records, refused, strict=True)
+        ]
         return SiteRounds(
-            name,
-            sum(asked),
-            sum(was and not why for was, why in zip(asked, refused, strict=True)),
-            dict(self._records[-1].rejected).get(node, ""),
-            self._spent(sum(asked) + extra),
-            dict(Counter(kind_of(why) for why in refused if why)),
+            site=site,
+            asked=sum(round_ <= len(self.records) for round_ in rounds),
+            accepted=sum(used),
+            refused=refused[-1].get(site, "") if refused else "",
+            epsilon=epsilon_after(self.contract, len(rounds)),
+            rejections=dict(Counter(kind_of(why[site]) for why in refused if site in why)),
         )
 
-    def _spent(self, rounds: int) -> float:
-        return 0.0 if self._contract is None else epsilon_after(self._contract, rounds)
+    def _refused(self, record: RoundRecord) -> dict[str, str]:
+        """Return by site why a round did without it."""
+        lost = record.asked if record.accepted == 0 else ()
+        reasons = [*((node, _LOST) for node in lost), *record.rejected]
+        return {self.asked.name(node): why for node, why in reasons}
 
 
 def kind_of(reason: str) -> str:
@@ -127,9 +160,3 @@ def kind_of(reason: str) -> str:
     """
     said = reason.removeprefix("refused: ")
     return said if said in get_args(Refusal) else _KINDS.get(reason.partition(" (")[0], "malformed")
-
-
-def _refused(record: RoundRecord, node: int) -> str:
-    """Why a round did without a node; empty if it did not, or the node was not in it."""
-    lost = _LOST if record.accepted == 0 and node in record.asked else ""
-    return dict(record.rejected).get(node, lost)
