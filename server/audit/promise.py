@@ -12,7 +12,7 @@ from server.audit.wording import in_hundred, nearly, share
 from server.report.wording import power
 
 BARS = 8  # more kinds of spending than that stand in the table only
-_NARROW = 6  # a part of the bar that holds no number
+_NARROW = 14  # a part of the bar that cannot hold its number
 _SHOWN_ALARM = 0.01
 _CENT = 0.01
 
@@ -60,10 +60,11 @@ def left(remaining: float) -> str:
 def _odds(guess: float) -> str:
     """A bar of 100 guesses: the coin's 50, what the attack adds, and the wrong ones."""
     more = int(in_hundred(guess)) - 50
-    label = f"+{more}" if more > _NARROW else ""
+    inside, beside = (f"+{more}", "") if more > _NARROW else ("", f"+{more}")
     return (
         '<div class="odds" aria-hidden="true"><span class="coin" style="width:50%">50</span>'
-        f'<span class="more" style="width:{more}%">{label}</span></div>'
+        f'<span class="more" style="width:{more}%">{inside}</span>'
+        f'<span class="beside">{beside}</span></div>'
     )
 
 

@@ -18,6 +18,7 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
   overflow: hidden; font-size: .8rem; line-height: 1.6rem; text-align: center; }
 .coin { background: var(--grid); }
 .more { background: var(--after); color: var(--card); }
+.beside { padding-left: .3rem; }
 .budget { margin-top: .5rem; }
 .bar { height: .7rem; border: 1px solid var(--quiet); border-radius: 4px; overflow: hidden; }
 .bar span { display: block; height: 100%; background: var(--after); }
