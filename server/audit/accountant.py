@@ -27,6 +27,7 @@ _POINTS: Final = 1 << 20
 _FEW_POINTS: Final = 1 << 17  # the rounding of few steps adds little
 _FEW: Final = 8
 _COARSE: Final = 1 << 12
+_WIDEST: Final = 1 << 25  # grid points of one step; a noise multiplier of 1e-3 takes a third
 _FFT_NOISE: Final = 1e-14  # on delta; measured below 1e-15 against the closed form
 _DEVIATIONS: Final = 12.0
 
@@ -100,7 +101,7 @@ def epsilon(releases: Iterable[Releases], delta: float) -> Range:
     """Return the range of epsilon at `delta` over both neighbours, a person added or removed.
 
     Raises InputError for delta below 1e-10, where the transform does not resolve it, and for a
-    release without noise.
+    release without noise or with next to none.
     """
     parts = merged(releases)
     return _epsilon(parts, delta) if parts else Range(0.0, 0.0)
@@ -163,6 +164,8 @@ def _rounded_up(part: Releases, step: float, added: bool) -> tuple[int, Vector]:
     """Return one step's losses on the grid: index of the first point, and masses."""
     low, high = _support(part, added)
     start, end = math.floor(low / step), math.ceil(high / step) + 1
+    if end - start > _WIDEST:
+        raise InputError("a release with next to no noise is too wide to be resolved")
     below = _probability_below(part, np.arange(start, end, dtype=np.float64) * step, added)
     return start, np.diff(below, prepend=0.0, append=1.0)[: end - start]
 

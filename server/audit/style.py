@@ -45,11 +45,13 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   body { font-size: 10pt; }
   section { margin-top: 8mm; }
   .card, .exact { break-inside: avoid; }
-  figure svg { max-width: 100mm; }
+  figure { text-align: center; }
+  figure svg { display: inline-block; width: 100mm; }
   tr { break-inside: avoid; }
   h2, h3, caption, .refs { break-after: avoid; }
   .scroll { overflow: visible; break-inside: avoid; }
-  .scroll:has(.dense, .wordy), .exact:has(.dense), table.dense, table.wordy { break-inside: auto; }
+  .scroll:has(.dense, .wordy), .exact:has(.dense), table.dense, table.wordy,
+  #consent .scroll, #consent table { break-inside: auto; }
 }
 """
 )
