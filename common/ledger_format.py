@@ -13,6 +13,8 @@ from common.errors import LedgerError
 
 GENESIS_HASH: Final = "0" * 64
 Mechanism = Literal["gaussian", "discrete-shared"]
+# No mechanism lies beyond, and whoever adds up a ledger of somebody else must not come to grief.
+_LEAST_NOISE, _MOST_NOISE, _MOST_STEPS = 1e-6, 1e12, 10**9
 
 
 def _require(holds: bool, what: str) -> None:
@@ -67,10 +69,12 @@ class Reservation:
 
     def __post_init__(self) -> None:
         sigma, clip = self.noise_multiplier, self.max_grad_norm
-        _require(math.isfinite(sigma) and sigma >= 0.0, f"noise_multiplier {sigma}")
+        held = sigma == 0.0 or _LEAST_NOISE <= sigma <= _MOST_NOISE
+        _require(held, f"noise_multiplier {sigma}")
         _require(0.0 < self.sample_rate <= 1.0, f"sample_rate {self.sample_rate}")
         _require(math.isfinite(clip) and clip > 0.0, f"max_grad_norm {clip}")
-        _require(self.round >= 1 and self.steps >= 1, f"round {self.round}, steps {self.steps}")
+        held = self.round >= 1 and 1 <= self.steps <= _MOST_STEPS
+        _require(held, f"round {self.round}, steps {self.steps}")
         _require(sigma > 0.0 or not self.private, "a private reservation without noise")
         _require(self.mechanism in get_args(Mechanism), f"the mechanism {self.mechanism!r}")
         alone = self.mechanism == "gaussian"

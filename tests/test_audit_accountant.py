@@ -66,6 +66,10 @@ def test_what_the_accountant_cannot_resolve_is_refused() -> None:
         epsilon([Releases(1.0, 1.0, 1)], 1e-12)
     with pytest.raises(InputError, match="without noise"):
         epsilon([Releases(0.0, 1.0, 1)], 1e-5)
+    for noise, rate, steps in ((1e-6, 1.0, 1), (1e-6, 1.0, 10**9), (0.01, 0.5, 1)):
+        with pytest.raises(InputError, match="next to no noise"):  # not all of the memory
+            epsilon([Releases(noise, rate, steps)], 1e-5)
+    assert epsilon([Releases(1e-3, 1.0, 1)], 1e-5).low > 5e5
 
 
 def test_the_loss_of_a_gaussian_is_normal() -> None:

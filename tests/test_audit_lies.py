@@ -99,6 +99,18 @@ def test_the_guess_is_of_the_site_where_it_is_surest_not_of_the_largest_epsilon(
     assert wrong(lie) == ["the auditor's accountant finds the epsilons against each adversary"]
 
 
+def test_next_to_no_noise_at_one_site_fails_and_takes_no_memory(tmp_path: Path) -> None:
+    """A ledger is its site's own word: it must not stop whoever reads it."""
+    run = make_run(tmp_path / "run", Case(budget=1e15))
+    _spend(run, "site-001", 1e-6, 1.0)
+    shutil.rmtree(run / "audit" / "statements")
+    leave_evidence(run, "run-1")
+    assert wrong(report_of(run)) == [
+        "the auditor's accountant finds the epsilons of site-001",
+        "the auditor's accountant finds the epsilons against each adversary",
+    ]
+
+
 def test_nothing_is_left_of_a_budget_that_bounds_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", Case(spends=None))
     report = report_of(run)

@@ -256,9 +256,13 @@ def test_a_second_writer_is_locked_out_at_once(tmp_path: Path) -> None:
     [
         {"noise_multiplier": -1.0},
         {"noise_multiplier": float("nan")},
+        {"noise_multiplier": float("inf")},
+        {"noise_multiplier": 1e-200},
+        {"noise_multiplier": 1e300},
         {"sample_rate": 0.0},
         {"sample_rate": 7.0},
         {"steps": 0},
+        {"steps": 10**400},
         {"round": 0},
         {"max_grad_norm": float("inf")},
         {"noise_multiplier": 0.0},
