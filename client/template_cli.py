@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from client.calibration import Threshold, for_identification, for_verification
+from client.calibrate_cli import calibrate
 from client.picture import Picture
 from client.token_cli import token
 from client.vault import Vault
@@ -24,21 +23,13 @@ from client.vault_options import (
     recogniser,
     vault_options,
 )
-from common.chip_cache import ChipCache
 from common.cutter import read_image
-from common.dataset import images_of, list_subjects, load_chips
 from common.errors import InputError
 from common.face import DecodeLimits
 from common.storage import write_private
 
-if TYPE_CHECKING:
-    from client.recognition import Recogniser
-
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-
-
-_LEAST_RATE = 1e-12
 
 
 @click.group()
@@ -47,6 +38,7 @@ def template() -> None:
 
 
 template.add_command(token)
+template.add_command(calibrate)
 
 
 @template.command()
@@ -163,9 +155,11 @@ def erase(options: VaultOptions, subject: str, receipt: Path | None) -> None:
         raise InputError(f"--receipt {receipt} cannot be a file", hint="nobody was erased")
     with options.open() as vault:
         text = vault.erase(subject).to_json()
-    click.echo(text)  # first: the person is gone, and there is no second receipt
-    if receipt is not None:
-        write_private(receipt, (text + "\n").encode())
+    try:
+        click.echo(text)
+    finally:  # the person is gone, and there is no second receipt: whatever fails, write the other
+        if receipt is not None:
+            write_private(receipt, (text + "\n").encode())
 
 
 @template.command(name="rotate-key")
@@ -198,55 +192,6 @@ def renew(options: VaultOptions) -> None:
     with options.open() as vault:
         vault.renew()
     click.echo("all templates lie in a new secret space")
-
-
-@template.command()
-@vault_options
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Person folders.")
-@click.option("--fmr", type=float, help="For verification: false matches among strangers.")
-@click.option("--fpir", type=float, help="For identification: strangers taken for someone.")
-@click.option("--gallery", type=click.IntRange(min=1), help="Persons to expect in the vault.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Where aligned chips are kept.")
-@_JSON
-def calibrate(
-    options: VaultOptions,
-    data: Path,
-    fmr: float | None,
-    fpir: float | None,
-    gallery: int | None,
-    cache: Path | None,
-    as_json: bool,
-) -> None:
-    """Set the thresholds from pictures of your own or a public set; there is no default."""
-    if fmr is None and fpir is None:
-        raise InputError("choose a rate", hint="--fmr to verify, --fpir to identify, or both")
-    for option, target in (("--fmr", fmr), ("--fpir", fpir)):
-        if target is not None and not _LEAST_RATE <= target < 1:
-            raise InputError(f"{option} must lie between {_LEAST_RATE:g} and 1, not {target:g}")
-    if gallery is not None and fpir is None:
-        raise InputError("--gallery belongs to --fpir")
-    with options.open() as vault:
-        engine = recogniser(vault)
-        embeddings, labels = _embedded(engine, data, cache)
-        known = {"model_id": engine.model_id, "source": data.name}
-        found: list[Threshold] = []
-        if fmr is not None:
-            found.append(for_verification(embeddings, labels, fmr, **known))
-        if fpir is not None:
-            persons = gallery or max(1, vault.info.subjects)
-            found.append(for_identification(embeddings, labels, fpir, persons, **known))
-        for threshold in found:
-            engine.use(threshold)
-    if as_json:
-        click.echo(json.dumps({t.purpose: dataclasses.asdict(t) for t in found}))
-        return
-    for t in found:
-        rate = "FMR" if t.purpose == "verify" else f"FPIR among {t.gallery}"
-        click.echo(
-            f"to {t.purpose}: threshold {t.value:.4f}, {rate} {t.target:g} "
-            f"(95% interval {t.low:.2g} to {t.high:.2g}; {t.comparisons:,} comparisons, "
-            f"{t.persons:,} persons)"
-        )
 
 
 @template.command()
@@ -312,18 +257,6 @@ def log(options: VaultOptions, as_json: bool) -> None:
 
 def _picture(path: Path) -> Picture:
     return Picture(str(path), read_image(path, DecodeLimits()))
-
-
-def _embedded(engine: Recogniser, data: Path, cache: Path | None) -> tuple[Any, Any]:
-    """Embeddings [N, D] and subject numbers [N] of a folder of persons."""
-    subjects = list_subjects(data, at_least=2)
-    with ChipCache.open(cache) as opened:
-        loaded = load_chips(
-            images_of(subjects), spec=engine.chip, detector=engine.detector, cache=opened
-        )
-    if len(loaded.chips) == 0:
-        raise InputError(f"no usable face in {data}")
-    return engine.embed(loaded.chips), np.asarray(loaded.labels(subjects), dtype=np.int64)
 
 
 def _print(values: dict[str, Any], as_json: bool, words: str) -> None:

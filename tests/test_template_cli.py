@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import sqlite3
 from collections.abc import Callable
@@ -102,6 +104,26 @@ def test_a_walk_from_an_empty_vault_to_an_erased_person(
     with pytest.raises(SystemExit) as exit_:
         main(["ledger", "verify", str(tmp_path / "v" / "site.db")])
     assert exit_.value.code == 0
+
+
+class FullDisk(io.StringIO):
+    """What a shell's `> file` gives on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@needs_lfw
+def test_a_receipt_that_cannot_be_printed_is_still_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("init")
+    pseudonym = json.loads(run("enrol", PERSON, image(1), "--force", "--json")[1])["pseudonym"]
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", FullDisk())
+        code, _, err = run("erase", PERSON, "--receipt", tmp_path / "receipt.json")
+    assert (code, err.count("\n")) == (1, 1)
+    assert pseudonym in (tmp_path / "receipt.json").read_text()
 
 
 def test_an_operation_that_was_taken_out_of_the_log_is_found(
