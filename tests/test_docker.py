@@ -102,6 +102,25 @@ def test_an_image_runs_as_a_fixed_user_with_a_health_check_and_names_no_registry
     assert not any("PASSPHRASE" in rest for word, rest in image.lines if word in ("ENV", "ARG"))
 
 
+def test_a_build_is_sent_what_it_copies_and_neither_bundles_nor_faces() -> None:
+    everything, *sent = [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] != "#"
+    ]
+    copied = {
+        source
+        for name in IMAGES
+        for line in (DOCKER / f"{name}.Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for source in line.split()[1:-1]
+    }
+    assert everything == "*" and {line.removeprefix("!") for line in sent} == copied
+    kept = subprocess.run(
+        ["git", "check-ignore", "docker/secrets/a", "docker/data/a/b/c.png", "docker/public/a"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert kept.stdout.count("\n") == 3
+
+
 def test_every_container_is_locked_down(compose: dict[str, Any]) -> None:
     assert set(compose["services"]) == {"server", *SITES}
     for name, service in compose["services"].items():

@@ -4,10 +4,14 @@ roster, roster.pub      the newest roster, and the key that signs it
 terms.json              the terms of training from the server's bundle, if it has any
 superlink.db            Flower's own state
 sites.json              which site was heard of when, rewritten every few seconds
+front.json, tokens      what the front counted; hashes of the page's tokens
 runs/RUN/request.json   what was asked for; a run is there from this file on
 runs/RUN/progress.json  how far it is, rewritten before and after each round
 runs/RUN/asked.json     which sites may have spent on it, rewritten before each round
-runs/RUN/checkpoint.safetensors, model.safetensors
+runs/RUN/cancel         that it is to be left
+runs/RUN/checkpoint.safetensors, model.safetensors, software.json
+runs/RUN/masked-round.json   with secure aggregation, the round under way
+runs/RUN/report.html    an audit report that someone wrote there
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ _ANSWERED: Final = (b"content-type", b"content-length", b"flwr-version-incompati
 class Front:
     """The ASGI application.
 
-    Memory is bounded: of each of at most `_CALLS` calls it holds one piece, or a body of 1 MiB.
+    Memory is bounded: of each of at most `_CALLS` calls it holds one piece, or a body of 128 KiB.
     """
 
     def __init__(self, folder: Path, upstream: str, upstream_ca: bytes, journal: Journal) -> None:

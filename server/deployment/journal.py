@@ -127,29 +127,34 @@ class Told:
 
     def _sites(self, rounds: Mapping[str, set[int]]) -> tuple[SiteRounds, ...]:
         """Each site that was asked, or was not ready to be, by name."""
+        used = Counter(site for record in self.records for site in self._used(record))
         refused = [self._refused(record) for record in self.records]
         names = sorted({*rounds, *(site for one in refused for site in one)})
-        return tuple(self._site(site, rounds.get(site, set()), refused) for site in names)
-
-    def _site(self, site: str, rounds: set[int], refused: list[dict[str, str]]) -> SiteRounds:
-        used = [
-            site in {self.asked.name(node) for node in record.asked} and site not in why
-            for record, why in zip(self.records, refused, strict=True)
-        ]
-        return SiteRounds(
-            site=site,
-            asked=sum(round_ <= len(self.records) for round_ in rounds),
-            accepted=sum(used),
-            refused=refused[-1].get(site, "") if refused else "",
-            epsilon=epsilon_after(self.contract, len(rounds)),
-            rejections=dict(Counter(kind_of(why[site]) for why in refused if site in why)),
+        return tuple(
+            SiteRounds(
+                site=site,
+                asked=sum(round_ <= len(self.records) for round_ in rounds.get(site, ())),
+                accepted=used[site],
+                refused=refused[-1].get(site, "") if refused else "",
+                epsilon=epsilon_after(self.contract, len(rounds.get(site, ()))),
+                rejections=dict(Counter(kind_of(why[site]) for why in refused if site in why)),
+            )
+            for site in names
         )
+
+    def _used(self, record: RoundRecord) -> set[str]:
+        """Return the sites whose updates are in a round's model."""
+        nodes = set(record.used)
+        if record.accepted and not nodes:  # of an earlier version
+            nodes = set(record.asked) - {node for node, _ in record.rejected}
+        return {self.asked.name(node) for node in nodes}
 
     def _refused(self, record: RoundRecord) -> dict[str, str]:
         """Return by site why a round did without it."""
-        lost = record.asked if record.accepted == 0 else ()
+        lost, used = record.asked if record.accepted == 0 else (), self._used(record)
         reasons = [*((node, _LOST) for node in lost), *record.rejected]
-        return {self.asked.name(node): why for node, why in reasons}
+        found = {self.asked.name(node): why for node, why in reasons}
+        return {site: why for site, why in found.items() if site not in used}
 
 
 def kind_of(reason: str) -> str:

@@ -87,7 +87,7 @@ def main() -> None:
     """Be the page of a folder; a sealed bundle's passphrase is a line on standard input."""
     parser = argparse.ArgumentParser(prog="veilface-page")
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--listen", default="127.0.0.1:8444", metavar="HOST:PORT")
+    parser.add_argument("--listen", required=True, metavar="HOST:PORT")
     parser.add_argument("--bundle", type=Path, required=True)
     given = parser.parse_args()
 
