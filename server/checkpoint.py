@@ -23,11 +23,13 @@ _VECTORS = ("parameters", "first", "second", "average")
 class RoundRecord:
     """What the server knows of a finished round; all of it may be shown to anyone.
 
-    `rejected` pairs a site's node id with why its answer was not used. `scores` are public-set
-    metrics by name, empty when the round was not evaluated. `asked` are the node ids of all sites
-    that may have spent budget on the round. `accepted` 0 is a masked round that gave no sum: it is
-    spent, and the model stayed as it was. `model` is the id that the round's model would have as a
-    file (`common.backbones.weights.model_id`), empty in checkpoints of earlier versions.
+    `accepted` updates are in the model, those of the nodes `used`; 0 is a masked round that gave no
+    sum: it is spent, and the model stayed as it was. `rejected` pairs a site's node id with why an
+    answer was not used, which may be a later one than its update. `scores` are public-set metrics
+    by name, empty when the round was not evaluated. `asked` are the node ids of all sites that may
+    have spent budget on the round. `model` is the id that the round's model would have as a file
+    (`common.backbones.weights.model_id`). Both `model` and `used` are empty in checkpoints of
+    earlier versions.
     """
 
     round: int
@@ -37,6 +39,7 @@ class RoundRecord:
     scores: dict[str, float]
     asked: tuple[int, ...] = ()
     model: str = ""
+    used: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def _records(text: str) -> tuple[RoundRecord, ...]:
                 **record,
                 "rejected": tuple(map(tuple, record["rejected"])),
                 "asked": tuple(record["asked"]),
+                "used": tuple(record.get("used", ())),
             }
         )
         for record in json.loads(text)

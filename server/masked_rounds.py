@@ -62,6 +62,7 @@ class Collected:
         accepted: whose updates are in it, how many.
         rejected: whose answers were not used, and why.
         asked: the nodes that may have spent budget.
+        used: the nodes whose updates are in it.
         why: what the round came to grief on.
         lost: this round will never give a sum; the next one may.
     """
@@ -70,6 +71,7 @@ class Collected:
     accepted: int
     rejected: list[tuple[int, str]]
     asked: tuple[int, ...]
+    used: tuple[int, ...] = ()
     why: str = ""
     lost: bool = False
 
@@ -149,7 +151,7 @@ class MaskedRounds:
         model_id = model_id_of(self._contract.run_id, parameters)
         kept = self._kept(round_, model_id) or self._begin(round_, model_id, names)
         if kept is None:
-            return Collected(None, len(names), [], (), "too few sites are ready")
+            return Collected(None, len(names), [], (), why="too few sites are ready")
         asked = {*kept.asked, *(names[site] for site in kept.question.sites if site in names)}
         kept = replace(kept, attempts=kept.attempts + 1, asked=tuple(sorted(asked)))
         self._keep(kept)
@@ -158,12 +160,13 @@ class MaskedRounds:
             found = self._play(kept, names, parameters, rejected)
         except (Refused, SiteFault) as error:
             lost = kept.attempts >= _ATTEMPTS
-            return Collected(None, 0, rejected, kept.asked, error.message, lost)
+            return Collected(None, 0, rejected, kept.asked, why=error.message, lost=lost)
         rejected += [
             (names[holder], f"it says that its share of {dealer} does not open")
             for holder, dealer in found.complaints
         ]
-        return Collected(self._delta(found), len(found.survivors), rejected, kept.asked)
+        used = tuple(sorted(names[site] for site in found.survivors if site in names))
+        return Collected(self._delta(found), len(found.survivors), rejected, kept.asked, used)
 
     def end(self, nodes: Iterable[int]) -> None:
         """Tell the sites that the run has ended, so that they destroy their keys of it."""

@@ -140,7 +140,7 @@ def run_rounds(
         scores, model = evaluate(round_, released), _version(federation, released)
         seconds = time.monotonic() - started
         record = RoundRecord(
-            round_, found.accepted, tuple(rejected), seconds, scores, found.asked, model
+            round_, found.accepted, tuple(rejected), seconds, scores, found.asked, model, found.used
         )
         done = Checkpoint(name, state, (*done.history, record))
         save(checkpoint_path, done)
@@ -243,19 +243,20 @@ def _collect(
             "parameters": ArrayRecord({"vector": Array(*to_npy(parameters))}),
         }
     )
-    accepted: list[Weighted] = []
+    accepted: dict[int, Weighted] = {}
 
     def read(node: int, reply: Message) -> None:
         delta = read_update(reply, expected)
-        accepted.append(Weighted(delta, federation.weights.get(node, 1.0)))
+        accepted[node] = Weighted(delta, federation.weights.get(node, 1.0))
 
     questions = dict.fromkeys(nodes, content)
     rejected = exchange(
         grid, "train", questions, read, timeout=federation.timeout, group=str(round_)
     )
     enough = len(accepted) >= federation.minimum_sites
-    delta = AGGREGATORS[federation.aggregator](accepted) if enough else None
-    return Collected(delta, len(accepted), rejected, tuple(nodes))
+    updates = list(accepted.values())
+    delta = AGGREGATORS[federation.aggregator](updates) if enough else None
+    return Collected(delta, len(accepted), rejected, tuple(nodes), tuple(sorted(accepted)))
 
 
 def read_update(reply: Message, expected: Expected) -> NDArray[np.float32]:

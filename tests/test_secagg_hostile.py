@@ -239,6 +239,7 @@ def test_a_malformed_answer_counts_as_missing_and_its_site_is_named(
     done = rig.run()
     assert check_sums(done, rig) == (3 if kind == "train.mask" else 4,)
     assert [node for node, _ in done.history[0].rejected] == [2]
+    assert (2 in done.history[0].used) == (kind == "query.unmask"), "its update was in the sum"
 
 
 def test_a_site_that_refuses_leaves_a_named_reason(tmp_path: Path) -> None:

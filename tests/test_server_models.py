@@ -74,6 +74,7 @@ def test_the_last_round_names_the_very_model_that_can_be_downloaded(
     first, last = history(run.path / "checkpoint.safetensors")
     assert last.model == load_model(run.path / "model.safetensors").model_id
     assert re.fullmatch("[0-9a-f]{64}", first.model) and first.model != last.model
+    assert last.used == last.asked and len(last.used) == last.accepted == 2
 
 
 def test_every_finished_round_is_told_with_its_model_sites_seconds_and_scores(

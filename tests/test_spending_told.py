@@ -11,6 +11,7 @@ from common.errors import InputError
 from common.plan import epsilon_after
 from server.deployment.folder import Contacts, Progress, RunFolder, ServerFolder, SiteContact
 from server.deployment.journal import Journal
+from server.exchange import SILENT
 from tests.server_run_rig import NORTH, SOUTH, ask, carry, contract, meet, record, terms
 
 ROUNDS, LATE = 8, 13
@@ -105,6 +106,19 @@ def test_a_site_that_was_there_but_not_asked_after_all_has_spent_nothing(
     )
     assert shares(run) == {"a": cost(2), "b": cost(1), "late": 0.0}
     assert told(run).sites[2].rejections == {"budget": 1}
+
+
+def test_a_site_whose_later_answer_was_not_used_was_used_all_the_same(
+    folder: ServerFolder, run: RunFolder
+) -> None:
+    """A masked update is in the sum even where its site is silent or complains afterwards."""
+    journal = begun(folder, run, 1)
+    journal.round_started(2, (NORTH, SOUTH))
+    late = replace(record(2), accepted=2, rejected=((SOUTH, SILENT),), used=(NORTH, SOUTH))
+    journal.round_finished(late)
+    assert [(site.accepted, site.refused, site.rejections) for site in told(run).sites] == [
+        (2, "", {}), (2, "", {}),
+    ]  # fmt: skip
 
 
 def test_a_site_is_one_site_under_every_id_that_it_has_had(
