@@ -126,6 +126,15 @@ def roster_command(state: Path, document: Path) -> None:
     click.echo(f"roster {roster.serial} of {roster.issued}: {names}")
 
 
+def _versions(run: RunFolder) -> list[dict[str, object]] | None:
+    """The models of a run; None where its checkpoint is damaged, which hides no other run."""
+    try:
+        return [to_dict(version) for version in versions(run)]
+    except InputError as error:
+        click.echo(f"Note: {error}", err=True)
+        return None
+
+
 @server.command("status")
 @click.option("--state", type=_FOLDER, required=True)
 @click.option("--json", "as_json", is_flag=True)
@@ -143,7 +152,7 @@ def status_command(state: Path, as_json: bool) -> None:
             "runs": {
                 run.name: {
                     **(to_dict(progress) if progress else {"state": "waiting"}),
-                    "versions": [to_dict(version) for version in versions(run)],
+                    "versions": _versions(run),
                 }
                 for run, progress in runs
             },

@@ -70,12 +70,21 @@ def test_a_round_that_was_broken_off_is_counted_for_all_who_were_asked(
     assert [(site.asked, site.accepted) for site in told(run).sites] == [(2, 2), (2, 2), (0, 0)]
 
 
-def test_it_is_counted_from_before_anyone_is_asked(folder: ServerFolder, run: RunFolder) -> None:
+def test_it_is_counted_from_before_anyone_is_asked_and_outlives_a_power_cut(
+    folder: ServerFolder, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(
+        "os.fsync", lambda open_: synced.append(str(Path(f"/proc/self/fd/{open_}").readlink()))
+    )
     journal = begun(folder, run, 0)
     assert told(run).epsilon == 0.0
     journal.counted({NORTH: "a"})
+    synced.clear()
     journal.round_started(1, (NORTH,))
     assert shares(run) == {"a": cost(1)} and told(run).epsilon == cost(1)
+    for name in ("asked.json", "progress.json"):
+        assert any(name in path for path in synced), f"{name} is on the disk"
 
 
 @pytest.mark.parametrize("restarted", [False, True])

@@ -240,8 +240,8 @@ class RunFolder:
         return _read(Progress, self.path / "progress.json")
 
     def report(self, progress: Progress) -> None:
-        """Replace the progress."""
-        _replace(self.path / "progress.json", progress)
+        """Replace the progress, for good: it says what sites may have spent."""
+        write_private(self.path / "progress.json", to_json(progress).encode())
 
     @property
     def ended(self) -> bool:
@@ -266,7 +266,7 @@ def _read(kind: type[T], path: Path) -> T | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    return from_json(kind, text, where=path.name)
+    return from_json(kind, text, where=str(path))
 
 
 def _replace(path: Path, value: object) -> None:
