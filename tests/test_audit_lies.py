@@ -13,6 +13,7 @@ from common.accounting import Event, GaussianEvent, PoissonEvent, cross_checked_
 from common.ledger import Ledger
 from server.audit.assess import assess
 from server.audit.facts import Facts, Report, Round
+from server.audit.page import render
 from server.audit.verify import check_text
 from simulations.evidence import leave_evidence
 from tests.audit_rig import DELTA, Case, make_run, report_of, signed_again, wrong
@@ -59,12 +60,13 @@ def test_a_ledger_or_a_round_is_not_counted_twice(report: Report, run: Path) -> 
     assert _lie(report, again, run) == ["no more updates were used than sites released"]
 
 
-def _spend(run: Path, site: str, sigma: float, rate: float) -> None:
+def _spend(run: Path, site: str, sigma: float, rate: float, shares: int = 1) -> None:
     """One round of another run in a site's ledger."""
     with Ledger.open(run / "sites" / site) as ledger:
         ledger.reserve(
             run_id="earlier", round=1, noise_multiplier=sigma, sample_rate=rate, steps=1,
             max_grad_norm=0.5, request_digest="c" * 64, private=True, check=lambda found: None,
+            mechanism="gaussian" if shares == 1 else "discrete-shared", shares=shares,
         )  # fmt: skip
 
 
@@ -109,6 +111,20 @@ def test_next_to_no_noise_at_one_site_fails_and_takes_no_memory(tmp_path: Path) 
         "the auditor's accountant finds the epsilons of site-001",
         "the auditor's accountant finds the epsilons against each adversary",
     ]
+
+
+def test_what_is_known_by_a_bound_only_at_any_site_is_called_a_bound(tmp_path: Path) -> None:
+    """The largest epsilon may be of a site whose noise is its own; the numbers are not only its."""
+    run = make_run(tmp_path / "run", Case(spends=0.1, budget=30.0))
+    _spend(run, "site-000", 1.0, 1.0, shares=3)
+    _spend(run, "site-001", 0.35, 0.02)
+    shutil.rmtree(run / "audit" / "statements")
+    leave_evidence(run, "run-1")
+    report = report_of(run)
+    assert wrong(report) == []
+    assert report.findings.meaning is not None and report.findings.meaning.site == "site-001"
+    page = render(report, "en")
+    assert "no attack gets below this line" in page and "best attack there can be" not in page
 
 
 def test_nothing_is_left_of_a_budget_that_bounds_nothing(tmp_path: Path) -> None:

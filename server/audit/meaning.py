@@ -40,11 +40,6 @@ class Attack:
             return None
         return 1 / self._parts[0].sigma if self._parts else 0.0
 
-    def times(self, factor: float) -> Attack:
-        """Return the attack where a person can move each sum by `factor` C instead of C."""
-        scaled = [Releases(p.sigma / factor, p.rate, p.steps) for p in self._parts]
-        return Attack(scaled, self._delta)
-
     def guess(self) -> float:
         """Return the share of right guesses about a person who is in as likely as not.
 

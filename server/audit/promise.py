@@ -93,7 +93,7 @@ def meaning(view: View) -> str:
     w, found = view.w, view.findings.meaning
     if found is None:
         return view.section("meaning", view.plain("meaning.plain"), view.plain("meaning.none"))
-    curve, bound = found.trade_off, view.worst_is_bound
+    curve, bound = found.trade_off, bool(view.known_by_bound)
     points = list(zip((0.0, *curve.false_alarm), (1.0, *curve.missed), strict=True))
     lines = (
         Line(points, "after", w("meaning.attack_bound" if bound else "meaning.attack")),
@@ -111,7 +111,7 @@ def meaning(view: View) -> str:
     ]
     heads = ("meaning.before", "meaning.typical", "meaning.unlucky", "meaning.bound")
     form = "meaning.gaussian" if found.mu is not None else "meaning.sampled"
-    form = "meaning.bounded" if bound else form
+    form = "meaning.bounded" if found.site in view.known_by_bound else form
     values = {"mu": f"{found.mu:.4f}"} if found.mu is not None else {}
     return view.section(
         "meaning",

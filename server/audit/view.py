@@ -61,9 +61,13 @@ class View:
         return bool(self.findings.alone)
 
     @property
-    def worst_is_bound(self) -> bool:
-        """Whether the worst site's releases are known by a bound only, not exactly."""
-        return any(row.mechanism == "discrete-shared" for row in self.worst.rounds)
+    def known_by_bound(self) -> frozenset[str]:
+        """The sites whose releases are known by a bound only, not exactly."""
+        return frozenset(
+            one.site
+            for one in self.findings.spending
+            if any(row.mechanism == "discrete-shared" for row in one.rounds)
+        )
 
     @property
     def fewest_shares(self) -> int:
