@@ -269,12 +269,20 @@ def _stay(entry: Path, inside: Path, person: str) -> None:
         raise InputError(
             f"{entry} is a link that leads out of {inside}", hint="copy the files, or remove it"
         )
-    first = target.relative_to(inside).parts[:1]
-    if first and first[0] != person and not first[0].startswith("."):
-        raise InputError(
-            f"{entry} is a link to another person's folder",
-            hint="remove it: a person is one folder",
-        )
+    for place in (*_on_the_way(entry), target):
+        first = place.relative_to(inside).parts[:1] if place.is_relative_to(inside) else ()
+        if first and first[0] != person and not first[0].startswith("."):
+            raise InputError(
+                f"{entry} is a link to another person's folder",
+                hint="remove it: a person is one folder",
+            )
+
+
+def _on_the_way(link: Path) -> Iterator[Path]:
+    """Where a link leads, step by step: a person's folder may be a link itself."""
+    while link.is_symlink():
+        link = Path(os.path.normpath(link.parent.resolve() / link.readlink()))
+        yield link
 
 
 def _is_link(entry: Path) -> bool:

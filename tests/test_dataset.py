@@ -122,6 +122,14 @@ def test_a_link_makes_nobody_two_persons(tmp_path: Path) -> None:
     save(tmp_path / ".store" / "b.png", plain(2))
     (tmp_path / "Bob").symlink_to(".store")
     assert [len(folder.images) for folder in list_subjects(tmp_path)] == [1, 1]
+    for name, target in (("Cy", "Bob"), ("Cy", ".store/on"), ("Cy", str(tmp_path / "Bob"))):
+        (tmp_path / ".store" / "on").unlink(missing_ok=True)
+        (tmp_path / ".store" / "on").symlink_to("../Bob")  # itself a link to a hidden folder
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(InputError, match="Cy is a link to another person's folder"):
+            list_subjects(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / ".store" / "on").unlink()
     (tmp_path / "Cy").symlink_to("Ann")
     (tmp_path / "Di").mkdir()
     (tmp_path / "Di" / "c.png").symlink_to("../Ann/a.png")
