@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.accounting import MOST_EPSILON
 from common.backbones.base import Backbone
 from common.backbones.registry import create
 from common.chip_cache import ChipCache
@@ -83,6 +84,8 @@ class Experiment:
         """Raise InputError on options that cannot work, before any file is made or read."""
         if self.epsilon is not None and not (math.isfinite(self.epsilon) and self.epsilon > 0):
             raise InputError(f"--epsilon must be positive and finite, not {self.epsilon}")
+        if self.epsilon is not None and self.epsilon > MOST_EPSILON:
+            raise InputError(f"--epsilon {self.epsilon:g} promises nothing", hint="10 is much")
         if not 0.0 < self.delta < 1.0:
             raise InputError(f"--delta must lie strictly between 0 and 1, not {self.delta}")
         check_sample_rate(self.sample_rate)

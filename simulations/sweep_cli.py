@@ -101,7 +101,7 @@ def _check(base: Base, wanted: tuple[Cell, ...]) -> None:
 
     for cell in wanted:
         arguments = [*base.arguments(), *cell.arguments(base.sites)]
-        options = simulate.make_context("simulate", arguments).params
+        options = simulate.make_context("veilface simulate", arguments).params
         own = ("out", "resume", "as_json")
         experiment_of(**{name: value for name, value in options.items() if name not in own})
 

@@ -16,9 +16,10 @@ from simulations.sweep_cli import sweep
     [
         (("--epsilons", "nan"), "--epsilon must be positive"),
         (("--epsilons", "-1"), "--epsilon must be positive"),
+        (("--epsilons", "4,1e9"), "--epsilon 1e+09 promises nothing"),
         (("--epsilons", "4", "--delta", "nan"), "--delta must lie"),
         (("--epsilons", "4", "--seeds", "-1"), "--seed"),
-        (("--epsilons", "4", "--", "--nonsense"), "--nonsense"),
+        (("--epsilons", "4", "--", "--nonsense"), "veilface simulate --help"),
         (("--epsilons", "4", "--", "--backbone", "facenet"), "unknown backbone"),
         (("--epsilons", "4", "--persons", "3"), "10 sites but only 3"),
     ],
