@@ -91,7 +91,8 @@ def become_supervisor(supervision: Supervision) -> NoReturn:
         pipe.write(to_json(supervision))
     os.dup2(reader, 0)
     os.close(reader)
-    command = python("common.supervisor")
+    # The rest is for whoever lists processes.
+    command = [*python("common.supervisor"), "veilface", *sys.argv[1:]]
     os.execv(command[0], command)
 
 
