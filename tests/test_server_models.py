@@ -25,6 +25,7 @@ from server.checkpoint import history
 from server.deployment.folder import ServerFolder
 from server.deployment.journal import kind_of
 from server.deployment.page import create_page
+from server.deployment.status import status
 from server.deployment.tokens import create_token
 from server.exchange import header_of
 from simulations.experiment import Experiment, gather
@@ -269,6 +270,25 @@ def test_the_page_says_by_reason_how_often_a_site_was_not_used(page: Page) -> No
     expect(rows.first).to_contain_text("1 lost")
     for reason in ("silent", "data", "code", "failed", "malformed"):
         expect(rows.last).to_contain_text(f"12 {reason}")
+
+
+@needs_browser
+def test_the_page_says_no_less_than_was_spent_and_no_more_than_is_left(
+    page: Page, folder: ServerFolder
+) -> None:
+    found = status(folder)
+    for one in found.runs:
+        shown = card(page, one.run_id)
+        for row, site in zip(shown.locator(".more tbody tr").all(), one.sites, strict=True):
+            spent, left = (float(cell) for cell in row.locator("td").all_text_contents()[4:6])
+            assert site.spent <= spent < site.spent + 0.01
+            assert site.left - 0.01 < left <= site.left
+        if one.sites:
+            worst = max(site.spent for site in one.sites)
+            assert float(shown.locator(".big").first.text_content() or "") >= worst
+    for row, total in zip(page.locator("#sites tbody tr").all(), found.sites, strict=True):
+        epsilon, delta = row.locator("td").last.locator("span").all_text_contents()
+        assert float(epsilon.removesuffix(delta)) >= total.epsilon > 0
 
 
 @needs_browser

@@ -130,6 +130,17 @@ def test_a_site_whose_later_answer_was_not_used_was_used_all_the_same(
     ]  # fmt: skip
 
 
+def test_the_last_answer_of_a_site_is_not_forgotten_once_it_is_gone(
+    folder: ServerFolder, run: RunFolder
+) -> None:
+    journal = begun(folder, run, 1)
+    for round_, asked in ((2, (NORTH, SOUTH)), (3, (NORTH,))):
+        journal.round_started(round_, asked)
+        why = ((SOUTH, "refused: data"),) if round_ == 2 else ()
+        journal.round_finished(replace(record(round_), asked=asked, rejected=why, accepted=1))
+    assert [site.refused for site in told(run).sites] == ["", "refused: data"]
+
+
 def test_a_site_is_one_site_under_every_id_that_it_has_had(
     folder: ServerFolder, run: RunFolder
 ) -> None:

@@ -129,13 +129,16 @@ class Told:
         """Each site that was asked, or was not ready to be, by name."""
         used = Counter(site for record in self.records for site in self._used(record))
         refused = [self._refused(record) for record in self.records]
-        names = sorted({*rounds, *(site for one in refused for site in one)})
+        last: dict[str, str] = {}
+        for record, why in zip(self.records, refused, strict=True):
+            last |= dict.fromkeys(self._used(record), "") | why
+        names = sorted({*rounds, *last})
         return tuple(
             SiteRounds(
                 site=site,
                 asked=sum(round_ <= len(self.records) for round_ in rounds.get(site, ())),
                 accepted=used[site],
-                refused=refused[-1].get(site, "") if refused else "",
+                refused=last.get(site, ""),
                 epsilon=epsilon_after(self.contract, len(rounds.get(site, ()))),
                 rejections=dict(Counter(kind_of(why[site]) for why in refused if site in why)),
             )

@@ -4,7 +4,7 @@ import { call } from "./service.js";
 import { failed, find, h, note, table } from "./dom.js";
 import { start } from "./gate.js";
 import { run } from "./runs.js";
-import { ago, number, state } from "./words.js";
+import { ago, number, spent, state } from "./words.js";
 
 const EVERY = 3000;
 const everything = find("#everything");
@@ -69,7 +69,7 @@ function sites({ sites, now }) {
     ["Site", "State", "Last heard", "ε at most"], sites.map((site) => [
       h("strong", {}, site.site), state(site.state),
       site.heard ? h("time", { datetime: site.heard, title: site.heard }, ago(site.heard, now)) : "–",
-      h("span", {}, number(site.epsilon), site.delta
+      h("span", {}, spent(site.epsilon), site.delta
         ? h("span", { class: "delta" }, `δ ${number(site.delta)}`) : null)]));
 }
 

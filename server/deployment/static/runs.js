@@ -3,7 +3,7 @@
 import { ServiceError, token } from "./service.js";
 import { failed, find, h, table } from "./dom.js";
 import { models } from "./models.js";
-import { number, percent, score, state, time } from "./words.js";
+import { left, number, percent, score, spent, state, time } from "./words.js";
 
 export function run(it, id, old) {
   const result = h("div", { class: "result", "aria-live": "polite" });
@@ -27,18 +27,18 @@ export function run(it, id, old) {
       h("dl", {}, ...Object.entries({
         "Model": `${it.backbone}, ${it.trained} trained`,
         "Budget of each site": it.budget === null ? "none: not private"
-          : `ε ${number(it.budget)} at δ ${number(it.delta)}, one person added or removed`,
+          : `ε ${it.budget} at δ ${number(it.delta)}, one person added or removed`,
         "Seconds a round": it.round ? number(it.seconds / it.round) : "–",
         "Asked for": time(it.asked), "Last change": time(it.changed),
       }).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]))));
 }
 
 function figures(it) {
-  const spent = Math.max(0, ...it.sites.map((site) => site.spent));
+  const most = Math.max(0, ...it.sites.map((site) => site.spent));
   const found = [];
   if (it.budget !== null) {
-    found.push(figure("ε spent at most", number(spent), `of ${number(it.budget)} a site`,
-      spent / it.budget));
+    found.push(figure("ε spent at most", spent(most), `of ${it.budget} a site`,
+      most / it.budget));
   }
   for (const [name, value] of Object.entries(it.scores).sort()) {
     found.push(figure(score(name), percent(value), `TMR ${percent(1 - value)}, public test faces`));
@@ -63,8 +63,8 @@ function shares(it) {
     ["Site", "Rounds asked", "Updates used", "Not used", "ε at most", "ε left", "Last answer"],
     it.sites.map((site) => [h("strong", {}, site.site), String(site.asked), String(site.accepted),
       unused(site),
-      number(site.spent), number(site.left),
-      site.refused ? h("span", { class: "said refused" }, site.refused) : site.asked ? "used" : "–"]));
+      spent(site.spent), left(site.left),
+      site.refused ? h("span", { class: "said refused" }, site.refused) : site.accepted ? "used" : "–"]));
 }
 
 function unused({ rejections }) {

@@ -13,6 +13,9 @@ export const state = (name) =>
 export const number = (value) => value && Math.abs(value) < 1e-3
   ? value.toExponential(value.toPrecision(2).endsWith("0") ? 0 : 1).replace("-", "−")
   : String(Number(value.toPrecision(3)));
+// An epsilon: of what was spent never less, of what is left never more.
+export const spent = (epsilon) => String(Math.ceil(100 * epsilon - 1e-6) / 100);
+export const left = (epsilon) => String(Math.floor(100 * epsilon + 1e-6) / 100);
 export const percent = (value) => `${number(100 * value)}%`;
 
 export function ago(then, now) {
