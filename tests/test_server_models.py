@@ -191,22 +191,6 @@ def test_the_command_line_tells_the_same(folder: ServerFolder) -> None:
     assert "a: 299 of 300 rounds used" in plain and "; not used: 1 lost" in plain
 
 
-def test_a_damaged_checkpoint_hides_no_other_run(tmp_path: Path) -> None:
-    folder = ServerFolder(federation(tmp_path).folder)
-    meet(folder)
-    for hour, name in enumerate(("good", "bad")):
-        run = ask(folder, name, 9, f"2026-11-24T0{hour}:00:00Z")
-        carry(folder, run, [record(1), record(2)])
-    run.checkpoint.write_bytes(b"no checkpoint")
-    done = command("server", "status", "--state", folder.path, "--json")
-    runs = json.loads(done.out)["runs"]
-    assert len(runs["good"]["versions"]) == 2 and runs["bad"]["versions"] is None
-    assert runs["bad"]["epsilon"] > 0 and str(run.checkpoint) in done.err
-    (run.path / "progress.json").write_text("")
-    refused = command("server", "status", "--state", folder.path)
-    assert (refused.code, f"{run.path}/progress.json is not JSON" in refused.err) == (2, True)
-
-
 @pytest.fixture(scope="module")
 def address(folder: ServerFolder) -> Iterator[str]:
     with served(create_page(folder)) as port:

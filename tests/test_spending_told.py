@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from common.plan import epsilon_after
 from server.deployment.folder import Contacts, Progress, RunFolder, ServerFolder, SiteContact
 from server.deployment.journal import Journal
 from server.exchange import SILENT
+from tests.deployment_rig import command
+from tests.front_rig import federation
 from tests.server_run_rig import NORTH, SOUTH, ask, carry, contract, meet, record, terms
 
 ROUNDS, LATE = 8, 13
@@ -189,3 +192,19 @@ def test_a_run_that_cannot_be_taken_up_keeps_what_was_told_of_its_spending(
     assert (after.state, after.why) == ("failed", "it is damaged")
     assert (after.epsilon, after.sites) == (before.epsilon, before.sites)
     assert after.epsilon == cost(4)
+
+
+def test_a_damaged_checkpoint_hides_no_other_run(tmp_path: Path) -> None:
+    folder = ServerFolder(federation(tmp_path).folder)
+    meet(folder)
+    for hour, name in enumerate(("good", "bad")):
+        run = ask(folder, name, 9, f"2026-11-24T0{hour}:00:00Z")
+        carry(folder, run, [record(1), record(2)])
+    run.checkpoint.write_bytes(b"no checkpoint")
+    done = command("server", "status", "--state", folder.path, "--json")
+    runs = json.loads(done.out)["runs"]
+    assert len(runs["good"]["versions"]) == 2 and runs["bad"]["versions"] is None
+    assert runs["bad"]["epsilon"] > 0 and str(run.checkpoint) in done.err
+    (run.path / "progress.json").write_text("")
+    refused = command("server", "status", "--state", folder.path)
+    assert (refused.code, f"{run.path}/progress.json is not JSON" in refused.err) == (2, True)

@@ -72,7 +72,7 @@ class Auditor:
             return "NOT PRIVATE: there is no bound, and no budget that could hold"
         if stated.spent > budget * (1 + 1e-6):
             raise Refused(f"{stated.spent} of {budget:g} spent")
-        return f"{stated.spent:.4f} of {budget:g} spent"
+        return f"{stated.spent:.6f} of {budget:g} spent"
 
     def check_adversaries(self, ledgers: Sequence[SiteLedger]) -> str:
         """Raise Refused unless the epsilon against every adversary is that of the worst site."""
