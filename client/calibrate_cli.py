@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import numpy as np
 
-from client.calibration import Threshold, for_identification, for_verification
+from client.calibration import (
+    Threshold,
+    check_persons,
+    for_identification,
+    for_verification,
+)
 from client.vault_options import VaultOptions, recogniser, vault_options
 from common.chip_cache import ChipCache
-from common.dataset import images_of, list_subjects, load_chips
+from common.dataset import SubjectFolder, images_of, list_subjects, load_chips
 from common.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,14 +53,17 @@ def calibrate(
     if gallery is not None and fpir is None:
         raise InputError("--gallery belongs to --fpir")
     with options.open() as vault:
+        subjects = list_subjects(data, at_least=2)
+        persons = gallery or max(1, vault.info.subjects)
+        if fpir is not None:  # before minutes are spent on looking for faces
+            check_persons(len(subjects), fpir, persons)
         engine = recogniser(vault)
-        embeddings, labels = _embedded(engine, data, cache)
+        embeddings, labels = _embedded(engine, subjects, data, cache)
         known = {"model_id": engine.model_id, "source": data.name}
         found: list[Threshold] = []
         if fmr is not None:
             found.append(for_verification(embeddings, labels, fmr, **known))
         if fpir is not None:
-            persons = gallery or max(1, vault.info.subjects)
             found.append(for_identification(embeddings, labels, fpir, persons, **known))
         for threshold in found:
             engine.use(threshold)
@@ -71,9 +79,10 @@ def calibrate(
         )
 
 
-def _embedded(engine: Recogniser, data: Path, cache: Path | None) -> tuple[Any, Any]:
+def _embedded(
+    engine: Recogniser, subjects: tuple[SubjectFolder, ...], data: Path, cache: Path | None
+) -> tuple[Any, Any]:
     """Embeddings [N, D] and subject numbers [N] of a folder of persons."""
-    subjects = list_subjects(data, at_least=2)
     with ChipCache.open(cache) as opened:
         loaded = load_chips(
             images_of(subjects), spec=engine.chip, detector=engine.detector, cache=opened

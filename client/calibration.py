@@ -84,17 +84,9 @@ def for_identification(
     all their images and everyone else appears once. Raises InputError unless at least 3 / fpir
     persons are left to be strangers.
     """
-    if not 0 < fpir < 1 or gallery < 1:
-        raise InputError(f"an FPIR lies between 0 and 1 and a gallery has a person, not {fpir:g}")
     unit = unit_norm(embeddings)
     people, owner = np.unique(subjects, return_inverse=True)
-    needed = gallery + int(np.ceil(3 / fpir - 1e-6))
-    if len(people) < needed:
-        raise InputError(
-            f"{len(people)} persons cannot show an FPIR of {fpir:g} in a gallery of {gallery}: "
-            f"it takes {needed}",
-            hint="add persons to the data, or choose a larger FPIR",
-        )
+    check_persons(len(people), fpir, gallery)
     rng = np.random.default_rng(0)
     best = [_strangers(unit, owner, len(people), gallery, rng) for _ in range(_TRIALS)]
     value = lowest_threshold(np.concatenate(best), fpir)
@@ -105,6 +97,19 @@ def for_identification(
         "identify", fpir, value, float(low), float(high), comparisons, len(people), gallery,
         model_id, source,
     )  # fmt: skip
+
+
+def check_persons(persons: int, fpir: float, gallery: int) -> None:
+    """Raise InputError unless `persons` leave at least 3 / fpir strangers beside a gallery."""
+    if not 0 < fpir < 1 or gallery < 1:
+        raise InputError(f"an FPIR lies between 0 and 1 and a gallery has a person, not {fpir:g}")
+    needed = gallery + int(np.ceil(3 / fpir - 1e-6))
+    if persons < needed:
+        raise InputError(
+            f"{persons} persons cannot show an FPIR of {fpir:g} in a gallery of {gallery}: "
+            f"it takes {needed}",
+            hint="add persons to the data, or choose a larger FPIR or a smaller gallery",
+        )
 
 
 def _strangers(

@@ -237,3 +237,14 @@ def test_two_keys_at_once_or_none_are_refused(
             main([*base, *extra])
         assert exit_.value.code == 2
         assert words in capsys.readouterr().err
+
+
+def test_too_few_persons_for_a_rate_are_refused_before_faces_are_looked_for(
+    run: Run, tmp_path: Path
+) -> None:
+    for person in ("ann", "ben"):
+        (tmp_path / "data" / person).mkdir(parents=True)
+        (tmp_path / "data" / person / "1.jpg").write_bytes(b"no picture, which would be found out")
+    assert run("init")[0] == 0
+    code, _, err = run("calibrate", "--data", tmp_path / "data", "--fpir", 0.01, "--gallery", 100)
+    assert code == 2 and "2 persons cannot show an FPIR of 0.01" in err and "takes 400" in err
