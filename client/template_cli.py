@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from client.calibrate_cli import calibrate
 from client.picture import Picture
@@ -108,13 +108,13 @@ def identify(options: VaultOptions, image: Path, top: int, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found)))
     else:
-        table = Table(title=f"threshold {found.threshold:.3f} (FPIR {found.fpir:g})")
-        table.add_column("pseudonym")
-        table.add_column("score", justify="right")
+        table = Table("pseudonym", Column("score", justify="right"))
         for candidate in found.candidates:
             table.add_row(candidate.pseudonym, f"{candidate.score:.3f}")
-        Console().print(table)
-        click.echo(found.accepted.pseudonym if found.accepted else "nobody of this vault")
+        if found.candidates:
+            Console().print(table)
+        who = found.accepted.pseudonym if found.accepted else "nobody of this vault"
+        click.echo(f"{who} (threshold {found.threshold:.3f}, FPIR {found.fpir:g})")
     if found.accepted is None:
         raise click.exceptions.Exit(1)
 
