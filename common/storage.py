@@ -31,8 +31,8 @@ def make_private_directory(path: Path) -> Path:
     return path
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Replace a file's content atomically, mode 0600; after return it survives a power cut.
+def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace a file's content atomically, mode 0600; if `durable` it survives a power cut.
 
     A failed write leaves the old file as it was and no temporary file; it is a StorageError, or
     a PathError where `path` cannot be: its folder is missing, or it is a folder itself.
@@ -42,10 +42,12 @@ def write_private(path: Path, data: bytes) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

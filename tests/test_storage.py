@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import PathError, StorageError
 from common.storage import make_private_directory, write_private
+from server.deployment.folder import Contacts, ServerFolder
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -64,6 +65,24 @@ def test_a_disk_that_refuses_is_no_wrong_path(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, ignored)
     assert not isinstance(found.value, PathError)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_is_durable_is_synced_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    write_private(tmp_path / "f", b"data", durable=durable)
+    assert ((tmp_path / "f").read_bytes(), len(synced)) == (b"data", 2 * durable)
+
+
+def test_a_list_of_sites_that_cannot_be_written_is_one_of_our_errors(tmp_path: Path) -> None:
+    """The thread that keeps it lives on, and writes it when there is room again."""
+    (tmp_path / "sites.json").mkdir()
+    with pytest.raises(StorageError, match=r"sites\.json"):
+        ServerFolder(tmp_path).keep_contacts(Contacts("", ()))
+    assert [path.name for path in tmp_path.iterdir()] == ["sites.json"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ runs/RUN/report.html    an audit report that someone wrote there
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -173,7 +172,8 @@ class ServerFolder:
         return _read(Contacts, self.path / "sites.json")
 
     def keep_contacts(self, contacts: Contacts) -> None:
-        _replace(self.path / "sites.json", contacts)
+        """Replace who was heard of; that is soon looked up anew, so need not be durable."""
+        write_private(self.path / "sites.json", to_json(contacts).encode(), durable=False)
 
     def run(self, run_id: str) -> RunFolder:
         """Return a run's folder; a name that is none is an InputError."""
@@ -267,23 +267,6 @@ def _read(kind: type[T], path: Path) -> T | None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return from_json(kind, text, where=str(path))
-
-
-def _replace(path: Path, value: object) -> None:
-    """Write what is rewritten every few seconds: whole or not at all, but need not be durable."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(to_json(value))
-    temporary.replace(path)
-
-
-def read_document(path: Path) -> bytes:
-    """Return the bytes of a roster that someone hands in."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def to_dict(value: object) -> dict[str, object]:
