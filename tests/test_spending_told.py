@@ -144,6 +144,15 @@ def test_the_last_answer_of_a_site_is_not_forgotten_once_it_is_gone(
     assert [site.refused for site in told(run).sites] == ["", "refused: data"]
 
 
+def test_a_list_of_sites_that_a_power_cut_damaged_fails_no_run(
+    folder: ServerFolder, run: RunFolder
+) -> None:
+    begun(folder, run, 2)
+    (folder.path / "sites.json").write_text("")
+    Journal(folder, run).begin(contract(run.name, TERMS))
+    assert told(run).state == "running" and shares(run).keys() == {"a", "b"}
+
+
 def test_a_site_is_one_site_under_every_id_that_it_has_had(
     folder: ServerFolder, run: RunFolder
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Final, get_args
 
 from common.config import digest
 from common.contract import Contract
+from common.errors import InputError
 from common.plan import epsilon_after
 from common.terms import TrainingConfig
 from common.update import Refusal
@@ -82,7 +83,13 @@ class Journal:
         return self._told
 
     def _contacted(self) -> dict[int, str]:
-        contacts = self._folder.contacts()
+        """Return site by node id, as last seen: a power cut may have damaged that, until the next
+        look, and fails no run."""
+        try:
+            contacts = self._folder.contacts()
+        except InputError as error:
+            log.warning("run %s: %s", self._run.name, error)
+            return {}
         return {} if contacts is None else {c.node: c.site for c in contacts.sites if c.node}
 
     def _tell(self, state: State, why: str) -> None:
