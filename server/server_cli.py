@@ -15,7 +15,7 @@ from common.liveness import DROP_AFTER
 from common.supervision import is_running
 from common.terms import Terms, read_terms
 from common.web.server import host_and_port
-from server.deployment.folder import ENDED, Progress, RunFolder, RunRequest, ServerFolder, to_dict
+from server.deployment.folder import ENDED, RunFolder, RunRequest, ServerFolder, to_dict
 from server.deployment.status import versions
 from server.deployment.up import accept_roster, up
 from server.report.wording import epsilon as epsilon_in_words
@@ -151,7 +151,8 @@ def status_command(state: Path, as_json: bool) -> None:
             "sites": to_dict(contacts)["sites"] if contacts else [],
             "runs": {
                 run.name: {
-                    **(to_dict(progress) if progress else {"state": "waiting"}),
+                    **(to_dict(progress) if progress else {}),
+                    "state": run.state,
                     "versions": _versions(run),
                 }
                 for run, progress in runs
@@ -163,7 +164,7 @@ def status_command(state: Path, as_json: bool) -> None:
     for site in contacts.sites if contacts else ():
         click.echo(f"  {site.site}: {site.state}{f', heard {site.heard}' if site.heard else ''}")
     for run, progress in runs:
-        click.echo(_line(run, progress))
+        click.echo(_line(run))
         for part in progress.sites if progress else ():
             counts = ", ".join(f"{count} {why}" for why, count in part.rejections.items())
             click.echo(
@@ -189,26 +190,26 @@ def _terms(folder: ServerFolder, config: Path | None) -> Terms:
 
 
 def _watch(run: RunFolder) -> None:
-    told: tuple[str, int, str] | None = None
+    told: tuple[object, ...] = ()
     while True:
-        progress = run.progress()
-        if progress is not None:
-            now = (progress.state, progress.round, progress.why)
-            if now != told:
-                click.echo(_line(run, progress), err=True)
-                told = now
-            if progress.state in ENDED:
-                return
+        progress, state = run.progress(), run.state
+        now = (state, *((progress.round, progress.why) if progress else ()))
+        if now != told:
+            click.echo(_line(run), err=True)
+            told = now
+        if state in ENDED:
+            return
         time.sleep(0.3)
 
 
-def _line(run: RunFolder, progress: Progress | None) -> str:
+def _line(run: RunFolder) -> str:
+    progress = run.progress()
     if progress is None:
-        return f"run {run.name}: waiting"
+        return f"run {run.name}: {run.state}"
     why = f" ({progress.why})" if progress.why else ""
     scores = "".join(f", {name} {value:.3f}" for name, value in progress.scores.items())
     return (
-        f"run {run.name}: {progress.state}, round {progress.round} of {progress.rounds}, epsilon "
+        f"run {run.name}: {run.state}, round {progress.round} of {progress.rounds}, epsilon "
         f"at most {epsilon_in_words(progress.epsilon)} at delta {progress.delta:g}{scores}{why}"
     )
 
@@ -218,11 +219,12 @@ class RunEnded(VeilfaceError):  # noqa: N818 - names what happened
 
 
 def _say(run: RunFolder, as_json: bool) -> None:
-    progress = run.progress()
+    progress, state = run.progress(), run.state
     if as_json:
-        known = to_dict(progress) if progress else {"state": "waiting"}
+        known = {**(to_dict(progress) if progress else {}), "state": state}
         click.echo(json.dumps({"run_id": run.name, "model": str(run.model), **known}))
-    elif progress is not None and progress.state == "finished":
+    elif state == "finished":
         click.echo(run.model)
-    if progress is not None and progress.state in ("failed", "cancelled"):
-        raise RunEnded(f"run {run.name} {progress.state}: {progress.why}")
+    if state in ("failed", "cancelled"):
+        why = f": {progress.why}" if progress and progress.why else ""
+        raise RunEnded(f"run {run.name} {state}{why}")

@@ -89,6 +89,9 @@ class Coordinator:
     def _carry(self, run: RunFolder) -> None:
         """Run what is left of a run; whatever stops it is told in its progress."""
         journal = Journal(self._folder, run)
+        if run.cancelled:  # while nobody was at work on it
+            journal.end("cancelled", "by the operator")
+            return
         try:
             ready = self._made_ready(run)
             journal.begin(ready.federation.contract)

@@ -244,10 +244,17 @@ class RunFolder:
         write_private(self.path / "progress.json", to_json(progress).encode())
 
     @property
+    def state(self) -> State:
+        """Where it is: one that waits has ended once it is cancelled, because nobody is at work
+        on it; one that is under way ends when the coordinator has left it."""
+        progress = self.progress()
+        found = progress.state if progress else "waiting"
+        return "cancelled" if found == "waiting" and self.cancelled else found
+
+    @property
     def ended(self) -> bool:
         """Whether nobody works on it any more."""
-        progress = self.progress()
-        return self.cancelled or (progress is not None and progress.state in ENDED)
+        return self.state in ENDED
 
     @property
     def cancelled(self) -> bool:

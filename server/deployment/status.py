@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from server.checkpoint import history
-from server.deployment.folder import ENDED, RunFolder, ServerFolder, SiteRounds, State
+from server.deployment.folder import RunFolder, ServerFolder, SiteRounds, State
 
 REPORT = "report.html"
 Presence = Literal["online", "offline", "never"]
@@ -143,12 +143,9 @@ def run_status(run: RunFolder) -> RunStatus:
     """Return how a run is; one that nobody has begun waits."""
     request, progress = run.request(), run.progress()
     training = request.terms.training
-    state: State = progress.state if progress else "waiting"
-    if run.cancelled and state not in ENDED:
-        state = "cancelled"
     return RunStatus(
         run_id=run.name,
-        state=state,
+        state=run.state,
         why=progress.why if progress else "",
         asked=request.asked,
         changed=progress.changed if progress else request.asked,
