@@ -30,7 +30,7 @@ PERSONS, IMAGES = 24, 3
 # The files that take longest come first, or whichever worker is left with one of them ends last;
 # those that wait for real processes stand between those that compute.
 SLOW: Final = (
-    "test_real_sites", "test_attacks", "test_killed_parts", "test_simulation",
+    "test_real_sites", "test_attacks", "test_killed_parts", "test_simulation", "test_run_folder",
     "test_secagg_deployment", "test_closed_by_default", "test_provisioning",
     "test_network_namespaces", "test_vault_crash", "test_deployment", "test_sweep", "test_docker",
     "test_server_page", "test_secagg_faults", "test_front", "test_service_process",

@@ -1,0 +1,33 @@
+"""A run in one process, for the tests that look at what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Message
+from rich.console import Console
+
+from common.ledger import Commit, Reservation, verify
+from server.report.run_record import RunRecord
+from simulations.experiment import Experiment, gather
+from simulations.federation import site_directory
+from simulations.progress import LiveProgress
+from simulations.run_folder import RunFolder
+from simulations.simulate import simulate
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    on_reply: Callable[[Message], None] = lambda reply: None,
+) -> RunRecord:
+    folder = RunFolder.start(out, experiment)
+    with LiveProgress(Console(stderr=True), quiet=True) as progress:
+        return simulate(experiment, folder, gather(experiment), progress, on_reply)
+
+
+def records(out: Path, site: int) -> tuple[tuple[Reservation, ...], tuple[Commit, ...]]:
+    report = verify(site_directory(out, site))
+    assert report.ok, report.findings
+    return report.reservations, report.commits
