@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from simulations.bench.timing import Case, machine
 
@@ -70,9 +70,9 @@ def bench(what: str, runs: int, as_json: bool) -> None:
         result = {"cases": [dataclasses.asdict(case) for case in cases], "machine": machine()}
         click.echo(json.dumps(result))
         return
-    table = Table(title=f"bench {what}")
-    for column in ("case", "ours", "peer", "ours / peer", "runs"):
-        table.add_column(column, justify="left" if column == "case" else "right")
+    table = Table(Column("case", overflow="fold", ratio=1), title=f"bench {what}")
+    for column in ("ours", "peer", "ours / peer", "runs"):
+        table.add_column(column, justify="right", no_wrap=True)
     for case in cases:
         table.add_row(
             case.name,

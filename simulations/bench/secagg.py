@@ -1,14 +1,14 @@
 """`veilface bench secagg`: one round of secure aggregation, beside Flower's legacy SecAgg+.
 
 Both sides do in one process what all sites and the server compute in a round without a missing
-site: quantise, key agreement, shares, masks, and the sum; no network, no training and no noise.
-Keys are agreed on in each round by both. Ours signs, commits, and writes its promises as well. Each
-site shares masks with equally many others. Flower's functions are its own, called as its workflow
-calls them, with the sum over sites added up as they come so that memory stays low.
+site: quantise, agree on keys, shares, masks, and the sum; no network, training or noise. Ours signs,
+commits, and writes its promises as well. Each site shares masks with equally many others. Flower's
+functions are called as its workflow does, but added up as they come, so that memory stays low.
 """
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 import time
@@ -71,6 +71,7 @@ class Cost:
 
 def secagg(runs: int, sizes: tuple[tuple[int, int], ...] = SIZES) -> list[Case]:
     """Return, for each number of sites and parameters, seconds and bytes of a round of both."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # else Flower's time is that of its log
     cases = []
     for sites, dimension in sizes:
         terms = Terms(sites - max(1, sites // 10), sites // 20)
@@ -96,10 +97,10 @@ def secagg(runs: int, sizes: tuple[tuple[int, int], ...] = SIZES) -> list[Case]:
             ours, peer = (statistics.median(read(cost) for cost in side) for side in costs)
             cases.append(case(f"{name}/{what}", ours, peer, len(costs[0]), unit))
 
-        add("flower-secaggplus", lambda cost: cost.sites + cost.server, "s")
-        add("flower-secaggplus-site", lambda cost, n=sites: cost.sites / n, "s")  # type: ignore[misc]
-        add("flower-secaggplus-server", lambda cost: cost.server, "s")
-        add("flower-secaggplus-bytes", lambda cost: cost.sent, "B")
+        add("secaggplus", lambda cost: cost.sites + cost.server, "s")
+        add("secaggplus-site", lambda cost, n=sites: cost.sites / n, "s")  # type: ignore[misc]
+        add("secaggplus-server", lambda cost: cost.server, "s")
+        add("secaggplus-bytes", lambda cost: cost.sent, "B")
         cases.append(case(f"{name}/float32-bytes", costs[0][-1].sent, 4 * dimension, 1, "B"))
     return cases
 
