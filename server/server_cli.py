@@ -18,6 +18,7 @@ from common.web.server import host_and_port
 from server.deployment.folder import ENDED, RunFolder, RunRequest, ServerFolder, to_dict
 from server.deployment.status import versions
 from server.deployment.up import accept_roster, up
+from server.report.utility import read_utility
 from server.report.wording import epsilon as epsilon_in_words
 from server.token_cli import token
 
@@ -218,6 +219,24 @@ class RunEnded(VeilfaceError):  # noqa: N818 - names what happened
     """A run that was watched did not finish."""
 
 
+def _say_gain(run: RunFolder) -> None:
+    """Tell who trained with private faces what they gave, on the server's own test faces."""
+    if (utility := read_utility(run.path)) is None:
+        return
+    start, after = utility.start, utility.after
+    click.echo(
+        f"TMR {start.tmr_at_fmr_1e2:.1%} at FMR 1e-2 and {start.tmr_at_fmr_1e3:.1%} at FMR 1e-3 "
+        f"before private training, {after.tmr_at_fmr_1e2:.1%} and {after.tmr_at_fmr_1e3:.1%} after",
+        err=True,
+    )
+    if utility.gained_nothing:
+        click.echo(
+            "Note: the private faces gave nothing: more persons, a larger epsilon or secure "
+            "aggregation leave more to learn than the noise hides",
+            err=True,
+        )
+
+
 def _say(run: RunFolder, as_json: bool) -> None:
     progress, state = run.progress(), run.state
     if as_json:
@@ -225,6 +244,7 @@ def _say(run: RunFolder, as_json: bool) -> None:
         click.echo(json.dumps({"run_id": run.name, "model": str(run.model), **known}))
     elif state == "finished":
         click.echo(run.model)
+        _say_gain(run)
     if state in ("failed", "cancelled"):
         why = f": {progress.why}" if progress and progress.why else ""
         raise RunEnded(f"run {run.name} {state}{why}")

@@ -20,13 +20,14 @@ from common.detection import DlibDetector
 from common.embedding import Rows
 from common.errors import InputError
 from common.intervals import verification_of
-from common.metrics import all_pairs
-from common.parameters import assign
+from common.parameters import assign, flatten
 from common.software import record_software
 from common.storage import make_private_directory
 from common.terms import TrainingConfig
 from server.checkpoint import Checkpoint
 from server.masked_rounds import Parties
+from server.public_test import PublicTest, utility_of
+from server.report.utility import public_scores, write_utility
 from server.rounds import Federation, Observer, run_rounds
 from server.setup import PublicBank, cut, prepare
 
@@ -64,39 +65,25 @@ class Ready:
     test: PublicTest | None
 
 
-class PublicTest:
-    """Public test faces, frozen rows computed once, under any parameters."""
-
-    def __init__(self, rows: Rows, faces: PublicBank) -> None:
-        self._rows, self._persons = rows, faces.persons
-        self._inputs = rows.of(faces.chips)
-
-    def scores(self, parameters: NDArray[np.float32]) -> dict[str, float]:
-        """Return FNMR at two fixed FMR under trainable parameters [d]."""
-        assign(self._rows.split.trainable, torch.from_numpy(parameters))
-        pairs = all_pairs(self._rows.embed(self._inputs).numpy(), self._persons)
-        found = verification_of(pairs, ci=False)
-        return {
-            "fnmr_at_fmr_1e-2": 1.0 - found.tmr_at_fmr_1e2,
-            "fnmr_at_fmr_1e-3": 1.0 - found.tmr_at_fmr_1e3,
-        }
-
-
 def make_ready(config: RunConfig) -> Ready:
     """Read the public faces, cut the backbone, and train on the public faces alone."""
     if config.training.epsilon is None:
         raise InputError("a deployment states its epsilon: training.epsilon is missing")
     backbone = create(config.backbone, weights=config.weights)
     rows, bank = cut(backbone, config.training.train_set, _faces(config, config.public, backbone))
+    untrained = flatten(rows.split.trainable).numpy()
     federation = prepare(config.training, config.run_id, rows, bank)
-    test = None if config.test is None else _faces(config, config.test, backbone)
-    return Ready(config, rows, federation, None if test is None else PublicTest(rows, test))
+    test = None
+    if config.test is not None:
+        faces = _faces(config, config.test, backbone)
+        test = PublicTest(rows, faces.chips, faces.persons, untrained)
+    return Ready(config, rows, federation, test)
 
 
 def train(
     grid: Grid, ready: Ready, observer: Observer, parties: Parties | None = None
 ) -> Checkpoint:
-    """Run the rounds that are left and write `model.safetensors`.
+    """Run the rounds that are left and write the model, and what it is worth on test faces.
 
     `parties` are needed for secure aggregation only.
     """
@@ -104,10 +91,15 @@ def train(
     record_software(out)
 
     def evaluate(round_: int, parameters: NDArray[np.float32]) -> dict[str, float]:
-        return {} if ready.test is None else ready.test.scores(parameters)
+        if ready.test is None:
+            return {}
+        return public_scores(verification_of(ready.test.under(parameters), ci=False))
 
     checkpoint = out / "checkpoint.safetensors"
     done = run_rounds(grid, ready.federation, checkpoint, evaluate, observer, parties)
+    if (test := ready.test) is not None:
+        before, start = test.before(), test.public_only(ready.federation.initial)
+        write_utility(out, utility_of(before, start, test.under(done.state.released())))
     trainable = ready.rows.split.trainable
     assign(trainable, torch.from_numpy(done.state.released()))
     save_model(

@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import PARTITION_ID_KEY
@@ -21,11 +20,10 @@ from client.app import OpenSite, make_app
 from client.masked_site import Identity, MaskedSite
 from client.preparation import PublicPart
 from client.site import RoundKey, SecretRoundKey, Site
-from common.backbones.split import split
 from common.contract import Contract
-from common.embedding import Rows, embed
+from common.embedding import Rows
 from common.errors import InputError, Refused
-from common.parameters import assign, flatten
+from common.parameters import flatten
 from common.persons import Persons, person_code
 from common.plan import PrivacyPlan
 from common.randomness import derive_key, experiment_key
@@ -202,37 +200,6 @@ def site_directory(run: Path, index: int) -> Path:
 def site_name(index: int) -> str:
     """Return what simulated site `index` is called on the roster."""
     return f"site-{index:03d}"
-
-
-class TestFaces:
-    """The test faces, frozen rows computed once, under any parameters."""
-
-    __test__ = False  # not a test of pytest's
-
-    def __init__(self, simulation: Simulation) -> None:
-        self._rows = simulation.rows
-        self._inputs = self._rows.of(simulation.material.test.chips)
-
-    def under(self, parameters: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return embeddings [N, D] under trainable parameters [d]."""
-        assign(self._rows.split.trainable, torch.from_numpy(parameters))
-        result: NDArray[np.float32] = self._rows.embed(self._inputs).numpy()
-        return result
-
-    def under_public_model(self) -> NDArray[np.float32]:
-        """Return embeddings [N, D] under the public model as anyone would use it.
-
-        The adapter's rows begin with the pooled features, so only the projection is left; the parts
-        that `tail` and `full` train start as the public model itself.
-        """
-        backbone = self._rows.backbone
-        if self._rows.train_set != "adapter":
-            parts = split(backbone, self._rows.train_set, None)
-            return embed(parts.trainable, self._inputs, self._rows.prepare).numpy()
-        with torch.no_grad():
-            raw = backbone.projection(self._inputs[:, : backbone.features])
-            result: NDArray[np.float32] = torch.nn.functional.normalize(raw, dim=-1).numpy()
-        return result
 
 
 def run(

@@ -20,14 +20,13 @@ from common.backbones.weights import save_model
 from common.config import digest, to_json
 from common.intervals import verification_of
 from common.ledger import Ledger, Reservation
-from common.metrics import PairScores, all_pairs, det_curve
 from common.parameters import assign
 from common.spending import spent
 from server.checkpoint import Checkpoint, load
+from server.public_test import PublicTest, utility_of
 from server.report.collusion import masked_adversaries
 from server.report.run_record import (
     Adversary,
-    DetPoints,
     PerRound,
     PrivacyRecord,
     RoundPoint,
@@ -36,11 +35,11 @@ from server.report.run_record import (
     SiteSpending,
     Skipped,
 )
+from server.report.utility import Utility
 from simulations.evidence import check_ledgers
 from simulations.experiment import Experiment, Material
 from simulations.federation import (
     Simulation,
-    TestFaces,
     build,
     run,
     site_directory,
@@ -48,7 +47,6 @@ from simulations.federation import (
 from simulations.progress import LiveProgress
 from simulations.run_folder import RunFolder
 
-_DET_POINTS = 200
 _UNIT = "person: all images of one person at one site together"
 _ADJACENCY = "add or remove one person at one site"
 
@@ -62,18 +60,15 @@ def simulate(
 ) -> RunRecord:
     """Run an experiment to its end, keep model and checkpoint, and return what its report shows."""
     simulation = build(experiment, folder.run_id, folder.path, material)
-    test = TestFaces(simulation)
-    subjects = material.test.index
-    before_scores = _best_public(simulation, test)
-    start = simulation.federation.initial
-    public_only = None
-    if not np.array_equal(start, simulation.untrained):
-        public_only = verification_of(all_pairs(test.under(start), subjects))
+    test = PublicTest(
+        simulation.rows, material.test.chips, material.test.index, simulation.untrained
+    )
+    before, public_only = test.before(), test.public_only(simulation.federation.initial)
 
     def evaluate(round_: int, parameters: NDArray[np.float32]) -> dict[str, float]:
         if not _is_evaluated(round_, experiment):
             return {}
-        result = verification_of(all_pairs(test.under(parameters), subjects), ci=False)
+        result = verification_of(test.under(parameters), ci=False)
         return {"tmr_1e2": result.tmr_at_fmr_1e2, "tmr_1e3": result.tmr_at_fmr_1e3}
 
     sent: list[int] = []
@@ -94,38 +89,20 @@ def simulate(
         check_ledgers(folder.path, folder.run_id, load(checkpoint, digest(contract)).history)
     done = run(simulation, checkpoint, evaluate, progress, seen)
     check_ledgers(folder.path, folder.run_id, done.history)
-    after_scores = all_pairs(test.under(done.state.released()), subjects)
+    utility = utility_of(before, public_only, test.under(done.state.released()))
     model = _save(simulation, done)
-    record = _record(simulation, folder, progress, done, before_scores, after_scores, model)
+    record = _record(simulation, folder, progress, done, utility, model)
     per_round = None
     if updates:  # Ray's answers are not seen
         seconds = statistics.median(entry.seconds for entry in done.history)
         per_round = PerRound(round(seconds, 3), round(sum(sent) / updates, 1))
-    return dataclasses.replace(record, public_only=public_only, per_round=per_round)
+    return dataclasses.replace(record, per_round=per_round)
 
 
 def _is_evaluated(round_: int, experiment: Experiment) -> bool:
     """Every round for the adapter, whose test is cheap; else about ten times in a run."""
     every = 1 if experiment.train_set == "adapter" else max(1, experiment.rounds // 10)
     return round_ % every == 0 or round_ == experiment.rounds
-
-
-def _best_public(simulation: Simulation, test: TestFaces) -> PairScores:
-    """The public model at its best: plain cosine, or half centred if that is better.
-
-    Choosing on the test set favours `before`, so a gain is never overstated by this choice.
-    """
-    subjects = simulation.material.test.index
-    candidates = [
-        all_pairs(test.under_public_model(), subjects),
-        all_pairs(test.under(simulation.untrained), subjects),
-    ]
-
-    def quality(scores: PairScores) -> float:
-        result = verification_of(scores, ci=False)
-        return result.tmr_at_fmr_1e2 + result.tmr_at_fmr_1e3
-
-    return max(candidates, key=quality)
 
 
 def _save(simulation: Simulation, done: Checkpoint) -> str:
@@ -214,13 +191,12 @@ def _record(
     folder: RunFolder,
     progress: LiveProgress,
     done: Checkpoint,
-    before: PairScores,
-    after: PairScores,
+    utility: Utility,
     model: str,
 ) -> RunRecord:
     material = simulation.material
     ledgers = _reservations(simulation)
-    delta, result = simulation.experiment.delta, verification_of(after)
+    delta = simulation.experiment.delta
     rounds = tuple(
         RoundPoint(
             record.round,
@@ -236,17 +212,18 @@ def _record(
         run_id=folder.run_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=model,
-        before=verification_of(before),
-        after=result,
+        before=utility.before,
+        public_only=utility.public_only,
+        after=utility.after,
         privacy=_privacy(simulation, ledgers, done),
         seconds=round(time.monotonic() - progress.started, 1),
         peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        det_before=DetPoints.of(det_curve(before, _DET_POINTS)),
-        det_after=DetPoints.of(det_curve(after, _DET_POINTS)),
+        det_before=utility.det_before,
+        det_after=utility.det_after,
         rounds=rounds,
         settings=_settings(simulation),
         skipped=tuple(Skipped(reason, count) for reason, count in sorted(skipped.items())),
-        warnings=(*_warnings(simulation, done), *result.shortages),
+        warnings=(*_warnings(simulation, done), *utility.after.shortages),
         files=("model.safetensors", "run.json", "checkpoint.safetensors", "sites/*/ledger.jsonl"),
     )
 

@@ -18,6 +18,8 @@ from common.app_bundle import app_hash
 from common.backbones.weights import load_model
 from common.ledger import verify
 from common.spending import spent
+from server.checkpoint import history
+from server.report.utility import public_scores, read_utility
 from simulations.small_training import SMALL, training_toml
 from tests.process_rig import BIN, PATIENCE, code_copy, free_port, processes, until, wait_for
 
@@ -95,6 +97,7 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
             run_id="deployed",
             out=tmp_path / "out",
             public=tmp_path / "public",
+            test=tmp_path / "public",
             aligned=True,
         )
     )
@@ -158,6 +161,15 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
         )
     tap.close()
     assert model.exists(), started.stdout + started.stderr + _logs(log)
+
+    utility, last = (
+        read_utility(tmp_path / "out"),
+        history(tmp_path / "out" / "checkpoint.safetensors")[-1],
+    )
+    assert utility is not None and utility.public_only is not None
+    assert utility.before.mated == utility.after.mated > 0 and utility.after.ci is not None
+    assert public_scores(utility.after) == last.scores
+    assert utility.after != utility.before
 
     delta_bytes = sum(t.numel() * 4 for n, t in load_model(model).state.items() if "adapter" in n)
     for name in ("a", "b"):

@@ -34,6 +34,9 @@ from server.deployment.page import create_page, names_in
 from server.deployment.page_api import Settings
 from server.deployment.status import status
 from server.deployment.tokens import SCOPES, create_token, list_tokens, revoke_token
+from server.report.run_record import DetPoints
+from server.report.utility import Utility, write_utility
+from tests.audit_rig import RATES
 from tests.browser_rig import needs_browser, quiet_page
 from tests.front_rig import Made, federation
 from tests.process_rig import free_port, wait_for
@@ -91,6 +94,8 @@ def folder(made: Made) -> ServerFolder:
     folder.run("first").report(_progress(40, state="finished"))
     folder.run("first").model.write_bytes(b"the model" * 1000)
     (folder.run("first").path / "report.html").write_text("<script>alert(1)</script>")
+    points = DetPoints((0.01,), (0.5,))
+    write_utility(folder.run("first").path, Utility(RATES, None, RATES, points, points))
     folder.run("second").report(_progress(12))
     return folder
 
@@ -131,6 +136,7 @@ def test_status_says_who_is_there_how_far_the_runs_are_and_what_may_have_been_sp
     shares = {site["site"]: site for site in second["sites"]}
     assert shares["a"]["left"] == pytest.approx(4.0 - 1.2)
     assert first["model"] and first["report"] and first["scores"]["fnmr_at_fmr_1e-2"] == 0.2651
+    assert first["start"]["fnmr_at_fmr_1e-2"] == pytest.approx(0.52) and second["start"] == {}
     assert all(site["left"] >= 0 for run in found["runs"] for site in run["sites"])
     alone = _get(folder, "/v1/runs/second", _token(folder)).json()
     assert alone == {**second, "versions": []}
@@ -300,6 +306,8 @@ def test_the_page_shows_sites_runs_budgets_and_scores_and_saves_the_model(
     expect(runs.nth(1)).to_contain_text("refused: budget")
     expect(runs.nth(2)).to_contain_text("FNMR at FMR 1%")
     expect(runs.nth(2)).to_contain_text("26.5%")
+    expect(runs.nth(2)).to_contain_text("52% before private training")
+    expect(runs.nth(1)).not_to_contain_text("before private training")
     expect(page.get_by_text("upper bound for each")).to_be_visible()
     with page.expect_download() as download:
         runs.nth(2).get_by_role("button", name="Download model").click()

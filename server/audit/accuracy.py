@@ -9,9 +9,10 @@ from scipy.special import ndtri
 from common.metrics import Interval, Verification
 from server.audit.curves import Axis, Line, chart, key
 from server.audit.promise import figure
-from server.audit.rates import GroupRate, Groups, Scores, Utility
+from server.audit.rates import GroupRate, Groups, Scores
 from server.audit.view import View
 from server.report.run_record import DetPoints
+from server.report.utility import Utility
 from server.report.wording import percent
 
 _LEFT, _LOW = 2e-4, 1e-3

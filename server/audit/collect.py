@@ -20,12 +20,11 @@ from common.statement import Evidence
 from common.vault_facts import VaultFacts
 from server.audit.facts import Facts, Refusal, Round
 from server.audit.ledgers import check_statement, ledger_of
-from server.audit.rates import Group, GroupRate, Groups, Scores, Utility, WorstGroup
+from server.audit.rates import Group, GroupRate, Groups, Scores, WorstGroup
 from server.checkpoint import RoundRecord, load
 from server.report.run_record import read_run
+from server.report.utility import PUBLIC_SCORES, Utility, read_utility
 
-# What a deployed server scores after each round, see `server.training`.
-PUBLIC_SCORES = ("fnmr_at_fmr_1e-2", "fnmr_at_fmr_1e-3")
 # Where a simulated run leaves its evidence, see `simulations.evidence`.
 AUDIT, FEDERATION, STATEMENTS = "audit", "federation", "statements"
 
@@ -67,7 +66,7 @@ def collect(sources: Sources) -> Facts:
     roster = Roster.read(document, sources.bundle.roster_key)
     software = sources.run / SOFTWARE_FILE
     line = sources.bundle.roster_key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    simulated = (sources.run / "run.json").exists()
+    utility = _utility(sources.run, contract)
     return Facts(
         run_id=contract.run_id,
         model=saved.model_id,
@@ -83,10 +82,10 @@ def collect(sources: Sources) -> Facts:
             for node, reason in sorted(one.rejected)
         ),
         software=_software(software) if software.exists() else None,
-        utility=_utility(sources.run, contract) if simulated else None,
+        utility=utility,
         groups=_groups(sources.evaluation) if sources.evaluation else None,
         vaults=tuple(_vault(path) for path in sources.vault_facts),
-        scores=() if simulated else _scores(history),
+        scores=_scores(history) if utility is None else (),
     )
 
 
@@ -129,7 +128,10 @@ def _evidence(paths: Sequence[Path], roster: Roster) -> tuple[Evidence, ...]:
     return tuple(found[site] for site in sorted(found))
 
 
-def _utility(run: Path, contract: Contract) -> Utility:
+def _utility(run: Path, contract: Contract) -> Utility | None:
+    """What the server measured on public test faces, if it had any."""
+    if not (run / "run.json").exists():
+        return read_utility(run)
     record = read_run(run)
     if record.run_id != contract.run_id:
         raise InputError(f"{run / 'run.json'} is of run {record.run_id}, not {contract.run_id}")

@@ -17,7 +17,8 @@ from common.errors import InputError, Refused
 from common.ledger_format import Mechanism
 from common.software import Software
 from common.statement import Evidence
-from server.audit.rates import Groups, Scores, Utility
+from server.audit.rates import Groups, Scores
+from server.report.utility import Utility
 
 FORMAT: Final = 2
 READABLE: Final = (1, 2)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.metrics import Verification
-from server.report.run_record import DetPoints
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -15,17 +12,6 @@ class Scores:
     round: int
     fnmr_at_fmr_1e2: float
     fnmr_at_fmr_1e3: float
-
-
-@dataclass(frozen=True)
-class Utility:
-    """Verification rates on public test persons; measured by the server."""
-
-    before: Verification
-    public_only: Verification | None
-    after: Verification
-    det_before: DetPoints
-    det_after: DetPoints
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ runs/RUN/asked.json     which sites may have spent on it, rewritten before each 
 runs/RUN/cancel         that it is to be left
 runs/RUN/checkpoint.safetensors, model.safetensors, software.json
 runs/RUN/masked-round.json   with secure aggregation, the round under way
+runs/RUN/utility.json   what training changed on public test faces
 runs/RUN/report.html    an audit report that someone wrote there
 """
 

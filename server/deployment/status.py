@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from common.errors import InputError
 from server.checkpoint import history
 from server.deployment.folder import RunFolder, ServerFolder, SiteRounds, State
+from server.report.utility import public_scores, read_utility
 
 REPORT = "report.html"
 Presence = Literal["online", "offline", "never"]
@@ -57,6 +59,7 @@ class RunStatus:
         budget, delta: epsilon of each site for the whole run, for adding or removing one person.
         round: the last finished one; the model and `scores` (public test faces) are of that round.
         seconds: in all rounds together.
+        start: those of the model with which private training began, once a run has ended.
         model, report: whether they can be downloaded.
     """
 
@@ -74,6 +77,7 @@ class RunStatus:
     seconds: float
     sites: tuple[SiteShare, ...]
     scores: dict[str, float]
+    start: dict[str, float]
     model: bool
     report: bool
 
@@ -158,9 +162,18 @@ def run_status(run: RunFolder) -> RunStatus:
         seconds=progress.seconds if progress else 0.0,
         sites=tuple(_shares(progress.sites if progress else (), training.epsilon)),
         scores=progress.scores if progress else {},
+        start=_start(run),
         model=run.model.is_file(),
         report=(run.path / REPORT).is_file(),
     )
+
+
+def _start(run: RunFolder) -> dict[str, float]:
+    try:
+        utility = read_utility(run.path)
+    except InputError:  # the audit report names it; here it must not hide the runs
+        return {}
+    return {} if utility is None else public_scores(utility.start)
 
 
 def run_details(run: RunFolder) -> RunDetails:

@@ -41,7 +41,9 @@ function figures(it) {
       most / it.budget));
   }
   for (const [name, value] of Object.entries(it.scores).sort()) {
-    found.push(figure(score(name), percent(value), `TMR ${percent(1 - value)}, public test faces`));
+    const start = name in it.start ? `; ${percent(it.start[name])} before private training` : "";
+    found.push(figure(score(name), percent(value),
+      `TMR ${percent(1 - value)}, public test faces${start}`));
   }
   return found;
 }
