@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from client.consent import SitePolicy
+from client.start import default_state, policy_path
 from client.statement import evidence_of
 from client.vault.facts import facts_of
 from client.vault_options import VaultOptions, vault_options
 from common.bundle_options import OpenedBundle, bundle_options
+from common.errors import InputError
 from common.storage import write_private
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -20,17 +22,27 @@ _OUT = click.option(
 
 
 @click.command()
-@click.argument("state", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "state", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 @bundle_options
-@click.option("--policy", type=_FILE, help="policy.toml: what the site agreed to.")
+@click.option("--policy", type=_FILE, help="What the site agreed to [default: STATE/policy.toml].")
 @_OUT
-def statement(state: Path, opened: OpenedBundle, policy: Path | None, out: Path) -> None:
+def statement(state: Path | None, opened: OpenedBundle, policy: Path | None, out: Path) -> None:
     """Sign this site's ledger in STATE for the audit report of its federation.
 
-    The file holds the ledger (rounds, noise, budget) and no image, name or count of persons.
+    STATE is where 'veilface site up' keeps it, if it was not told otherwise. The file holds the
+    ledger (rounds, noise, budget), the policy, and no image, name or count of persons.
     """
-    agreed = SitePolicy.read(policy) if policy else None
-    write_private(out, evidence_of(state, opened.bundle, policy=agreed).to_bytes())
+    where = state or default_state(opened.bundle)
+    if not where.is_dir():
+        raise InputError(f"{where} is not there", hint="name the --state of 'veilface site up'")
+    kept = policy_path(where)
+    told = policy or (kept if kept.exists() else None)
+    if told is None:
+        click.echo(f"Note: {kept} is not there, so no policy is stated", err=True)
+    agreed = SitePolicy.read(told) if told else None
+    write_private(out, evidence_of(where, opened.bundle, policy=agreed).to_bytes())
     click.echo(str(out))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from client import statement_cli
 from client.consent import SitePolicy
+from client.start import default_state, policy_path
 from client.vault.facts import facts_of
 from common.app_bundle import app_hash
 from common.backbones.weights import load_model
@@ -139,6 +141,29 @@ def test_a_statement_holds_limits_and_versions_and_no_path_or_count(
         "consent", "simulated",
     }  # fmt: skip
     assert str(run) not in path.read_text()
+
+
+def test_a_statement_is_of_the_state_and_policy_that_site_up_keeps(
+    run: Path, federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    bundle = archive(federation, "a")
+    arguments = ("--bundle", bundle, "--out", tmp_path / "a.json")
+    nowhere = invoke(statement_cli.statement, *arguments)
+    assert isinstance(nowhere.exception, InputError) and "is not there" in str(nowhere.exception)
+    state = default_state(Bundle.read(bundle))
+    shutil.copytree(run / "sites" / "site-000", state, ignore=shutil.ignore_patterns("public"))
+    silent = invoke(statement_cli.statement, *arguments)
+    assert silent.exit_code == 0 and "no policy is stated" in silent.stderr
+    policy_path(state).write_text(POLICY.to_toml())
+    assert invoke(statement_cli.statement, *arguments).stderr == ""
+    evidence = Evidence.read((tmp_path / "a.json").read_bytes(), "a.json")
+    consent = Statement.unverified(evidence.statement).consent
+    assert consent is not None and consent.rounds_per_run == POLICY.rounds_per_run
+    policy_path(state).write_text("epsilon = 9")
+    (tmp_path / "a.json").unlink()
+    damaged = invoke(statement_cli.statement, *arguments)
+    assert isinstance(damaged.exception, InputError) and not (tmp_path / "a.json").exists()
 
 
 @pytest.fixture
