@@ -31,6 +31,7 @@ figure .key svg { display: inline; width: 28px; margin: 0; vertical-align: middl
 .second-wordy td:nth-child(2), .second-wordy th:nth-child(2) { text-align: left; }
 #consent th, #consent td { font-size: .9rem; padding: .4rem .45rem; }
 #consent tbody th, #consent td:nth-child(2) { white-space: nowrap; }
+#consent code { overflow-wrap: normal; word-break: normal; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .wordy td:last-child { min-width: 12rem; }
 :lang(zh) body { font-family: system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC",
