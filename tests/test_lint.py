@@ -17,6 +17,8 @@ from server.lint.cli import lint
 from server.lint.linting import Report, lint_project
 from server.lint.reading import read
 from server.lint.rules import RULES
+from tests.audit_rig import Case as Made
+from tests.audit_rig import make_run
 from tests.lint_cases import BROKEN, NEAR_MISSES, Case, beside, client
 from tests.lint_settings import BROKEN_SETTINGS, NEAR_SETTINGS, SETTINGS
 
@@ -266,3 +268,18 @@ def test_every_rule_and_every_setting_is_documented() -> None:
     assert [name for name in SETTINGS if f"`{name}`" not in text] == []
     block = text.split("```toml\n")[1].split("```")[0]
     assert tomllib.loads(block) == SETTINGS
+
+
+def test_a_deployed_sites_state_is_linted_by_its_ledger_and_the_servers_folder_is_not(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path / "run", Made(scored=True))
+    with pytest.raises(InputError, match="holds no ledger: in a deployment"):
+        read(run)
+    state = run / "sites" / "site-000"
+    assert lint_project(read(state)).findings == ()
+    unnoised = make_run(tmp_path / "other", Made(spends=None)) / "sites" / "site-000"
+    assert "no-noise" in broken(lint_project(read(unnoised)))
+    ledger = state / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"round":2', '"round":8', 1))
+    assert broken(lint_project(read(state))) == {"unreadable"}

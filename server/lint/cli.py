@@ -23,9 +23,9 @@ from server.report.wording import plural
 def lint(ctx: click.Context, path: Path, allow: tuple[str, ...], as_json: bool) -> None:
     """Find what makes an epsilon false.
 
-    PATH is a run folder, the folder of a Flower and Opacus project (read, never run), or a file of
-    recorded settings in TOML or JSON. Exit 1 if there are errors; warnings alone exit 0. Silence
-    proves nothing: it says that these rules found nothing.
+    PATH is a run folder, the state of a deployed site, the folder of a Flower and Opacus project
+    (read, never run), or a file of recorded settings in TOML or JSON. Exit 1 if there are errors;
+    warnings alone exit 0. Silence proves nothing: it says that these rules found nothing.
     """
     report = lint_project(read(path), allow)
     if as_json:

@@ -29,6 +29,13 @@ def read(path: Path) -> Project:
         raise InputError(f"{path} is no folder and no .toml or .json file")
     if (folder / "run.json").is_file():
         return _run(folder)
+    if (folder / Ledger.FILE_NAME).is_file():
+        return _site(folder)
+    if (folder / "checkpoint.safetensors").is_file():
+        raise InputError(
+            f"{folder} holds no ledger: in a deployment they are at the sites",
+            hint="lint the state folder of each site there, or make an audit report",
+        )
     return _project(folder)
 
 
@@ -52,10 +59,28 @@ def _run(folder: Path) -> Project:
     return Project("run", tuple(recorded), unread=tuple(unread))
 
 
+def _site(state: Path) -> Project:
+    """A deployed site's state: the numbers of its ledger, all runs together, and its budget."""
+    report = verify(state)
+    unread = tuple(Unread(Ledger.FILE_NAME, finding) for finding in report.findings)
+    recorded: tuple[Recorded, ...] = ()
+    if report.ok and report.reservations and report.genesis is not None:
+        settings = _settings(report, report.genesis.epsilon, images=1, codebook=False)
+        recorded = (Recorded(Ledger.FILE_NAME, settings),)
+    return Project("run", recorded, unread=unread)
+
+
 def _of_site(record: RunRecord, site: str, report: LedgerReport) -> Settings:
     used = {setting.name: setting.value for setting in record.settings}
-    first, rounds = report.reservations[0], report.reservations
     claimed = {spending.site: spending.epsilon for spending in record.privacy.per_site}
+    images, codebook = int(used.get("images_per_person", "1")), used.get("loss") == "codebook"
+    return _settings(report, claimed.get(site), images=images, codebook=codebook)
+
+
+def _settings(
+    report: LedgerReport, claimed: float | None, *, images: int, codebook: bool
+) -> Settings:
+    first, rounds = report.reservations[0], report.reservations
     sampler: Sampler = "full-batch" if all(r.sample_rate == 1.0 for r in rounds) else "poisson"
     assert report.genesis is not None
     seeded = any(r.noise_multiplier > 0 and not r.private for r in rounds)
@@ -63,7 +88,7 @@ def _of_site(record: RunRecord, site: str, report: LedgerReport) -> Settings:
         privacy_unit="person",
         adjacency="add-remove-one",
         clip_unit="person",
-        images_per_person=int(used.get("images_per_person", "1")),
+        images_per_person=images,
         max_grad_norm=first.max_grad_norm,
         sensitivity=first.max_grad_norm,
         noise_source="seeded" if seeded else "cryptographic",
@@ -75,13 +100,13 @@ def _of_site(record: RunRecord, site: str, report: LedgerReport) -> Settings:
         accountant="exact, pld",
         accountant_state="persistent",
         rounds=len(rounds),
-        loss_sees="own" if used.get("loss") == "codebook" else "public",
-        head="public" if used.get("loss") == "codebook" else "none",
+        loss_sees="own" if codebook else "public",
+        head="public" if codebook else "none",
         norm_layers="frozen-batch",
         delta=report.genesis.delta,
         releases=tuple(Releases(r.noise_multiplier, r.sample_rate, r.steps) for r in rounds),
         metrics=(),
-        epsilon=claimed.get(site),
+        epsilon=claimed,
     )
 
 
