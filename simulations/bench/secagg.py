@@ -1,9 +1,9 @@
 """`veilface bench secagg`: one round of secure aggregation, beside Flower's legacy SecAgg+.
 
 Both sides do in one process what all sites and the server compute in a round without a missing
-site: quantise, agree on keys, shares, masks, and the sum; no network, no noise. Ours signs,
-commits and writes its promises, too. Each site shares masks with equally many others. Flower's
-functions are called as its workflow does, but added up as they come, so that memory stays low.
+site: quantise, key agreement (anew in each round), shares, masks, and the sum; no network, no
+training and no noise. Ours signs, commits and writes its promises, too. Both share masks with as
+many others. Flower's functions are called as its workflow does, but added up as they come.
 """
 
 from __future__ import annotations
