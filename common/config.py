@@ -91,6 +91,17 @@ def from_json(kind: type[T], text: str, *, where: str = "configuration") -> T:
     return parse(kind, values, where=where)
 
 
+def read_json(kind: type[T], path: Path) -> T | None:
+    """Return the dataclass `kind` from a JSON file, None where there is none; errors name it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return from_json(kind, text, where=str(path))
+
+
 def from_toml(kind: type[T], path: Path) -> T:
     """Return the dataclass `kind` from a TOML file; a missing or malformed file is named."""
     try:

@@ -15,7 +15,7 @@ from common.liveness import DROP_AFTER
 from common.supervision import is_running
 from common.terms import Terms, read_terms
 from common.web.server import host_and_port
-from server.deployment.folder import ENDED, RunFolder, RunRequest, ServerFolder, to_dict
+from server.deployment.folder import ENDED, Progress, RunFolder, RunRequest, ServerFolder, to_dict
 from server.deployment.status import versions
 from server.deployment.up import accept_roster, up
 from server.report.utility import read_utility
@@ -153,7 +153,7 @@ def status_command(state: Path, as_json: bool) -> None:
             "runs": {
                 run.name: {
                     **(to_dict(progress) if progress else {}),
-                    "state": run.state,
+                    "state": run.state(progress),
                     "versions": _versions(run),
                 }
                 for run, progress in runs
@@ -165,7 +165,7 @@ def status_command(state: Path, as_json: bool) -> None:
     for site in contacts.sites if contacts else ():
         click.echo(f"  {site.site}: {site.state}{f', heard {site.heard}' if site.heard else ''}")
     for run, progress in runs:
-        click.echo(_line(run))
+        click.echo(_line(run, progress))
         for part in progress.sites if progress else ():
             counts = ", ".join(f"{count} {why}" for why, count in part.rejections.items())
             click.echo(
@@ -193,24 +193,25 @@ def _terms(folder: ServerFolder, config: Path | None) -> Terms:
 def _watch(run: RunFolder) -> None:
     told: tuple[object, ...] = ()
     while True:
-        progress, state = run.progress(), run.state
+        progress = run.progress()
+        state = run.state(progress)
         now = (state, *((progress.round, progress.why) if progress else ()))
         if now != told:
-            click.echo(_line(run), err=True)
+            click.echo(_line(run, progress), err=True)
             told = now
         if state in ENDED:
             return
         time.sleep(0.3)
 
 
-def _line(run: RunFolder) -> str:
-    progress = run.progress()
+def _line(run: RunFolder, progress: Progress | None) -> str:
+    state = run.state(progress)
     if progress is None:
-        return f"run {run.name}: {run.state}"
+        return f"run {run.name}: {state}"
     why = f" ({progress.why})" if progress.why else ""
     scores = "".join(f", {name} {value:.3f}" for name, value in progress.scores.items())
     return (
-        f"run {run.name}: {run.state}, round {progress.round} of {progress.rounds}, epsilon "
+        f"run {run.name}: {state}, round {progress.round} of {progress.rounds}, epsilon "
         f"at most {epsilon_in_words(progress.epsilon)} at delta {progress.delta:g}{scores}{why}"
     )
 
@@ -238,7 +239,8 @@ def _say_gain(run: RunFolder) -> None:
 
 
 def _say(run: RunFolder, as_json: bool) -> None:
-    progress, state = run.progress(), run.state
+    progress = run.progress()
+    state = run.state(progress)
     if as_json:
         known = {**(to_dict(progress) if progress else {}), "state": state}
         click.echo(json.dumps({"run_id": run.name, "model": str(run.model), **known}))

@@ -7,11 +7,11 @@ database is lost.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import from_json, to_json
+from common.config import read_json, to_json
 from common.errors import InputError
 from common.storage import write_private
 from server.checkpoint import RoundRecord
@@ -42,22 +42,18 @@ class AskedSites:
     """
 
     def __init__(
-        self, path: Path, records: Iterable[RoundRecord], names: Mapping[int, str], rounds: int
+        self, path: Path, records: Sequence[RoundRecord], names: Mapping[int, str], rounds: int
     ) -> None:
         self._path, self._names = path, dict(names)
-        self._recorded: dict[int, set[int]] = {}
         self._other: dict[str, set[int]] = {}
         self._fresh: set[str] = set()
-        for record in records:
-            self._recorded[record.round] = set(record.asked)
-        last = max(self._recorded, default=0)
-        kept = _read(path)
+        kept = read_json(Unrecorded, path)
         if kept is not None:
             self._names |= {int(node): site for node, site in kept.names.items()}
             self._other = {site: set(found) for site, found in kept.rounds.items()}
-        elif 0 < last < rounds:
-            nodes = set().union(*self._recorded.values())
-            self._other = {self.name(node): {last + 1} for node in nodes}
+        elif 0 < len(records) < rounds:
+            nodes = {node for record in records for node in record.asked}
+            self._other = {self.name(node): {len(records) + 1} for node in nodes}
 
     def meet(self, names: Mapping[int, str]) -> None:
         """Learn the sites' names by node id; one that is known stays."""
@@ -80,24 +76,14 @@ class AskedSites:
     def finished(self, record: RoundRecord) -> None:
         """Take a round's record: a site that it does not name was asked in no attempt at it but an
         earlier one."""
-        self._recorded[record.round] = set(record.asked)
         for site in self._fresh | {self.name(node) for node in record.asked}:
             self._other.get(site, set()).discard(record.round)
         self._fresh = set()
 
-    def rounds(self) -> dict[str, set[int]]:
-        """Return by site every round in which it may have been asked."""
+    def rounds(self, records: Iterable[RoundRecord]) -> dict[str, set[int]]:
+        """Return by site every round in which it may have been asked, those of `records` too."""
         found = {site: set(rounds) for site, rounds in self._other.items() if rounds}
-        for round_, nodes in self._recorded.items():
-            for node in nodes:
-                found.setdefault(self.name(node), set()).add(round_)
+        for record in records:
+            for node in record.asked:
+                found.setdefault(self.name(node), set()).add(record.round)
         return found
-
-
-def _read(path: Path) -> Unrecorded | None:
-    if not path.exists():
-        return None
-    try:
-        return from_json(Unrecorded, path.read_text(encoding="utf-8"), where=path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error

@@ -22,9 +22,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
-from common.config import from_json, to_json
+from common.config import read_json, to_json
 from common.errors import InputError, Refused
 from common.roster import Roster, RosterStore
 from common.signing import public_key
@@ -34,7 +34,6 @@ from common.terms import Terms
 _RUN: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?", re.ASCII)
 State = Literal["waiting", "running", "finished", "failed", "cancelled"]
 ENDED: Final = ("finished", "failed", "cancelled")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ class ServerFolder:
 
     def contacts(self) -> Contacts | None:
         """Return who was heard of when; None before the first look."""
-        return _read(Contacts, self.path / "sites.json")
+        return read_json(Contacts, self.path / "sites.json")
 
     def keep_contacts(self, contacts: Contacts) -> None:
         """Replace who was heard of; that is soon looked up anew, so need not be durable."""
@@ -231,31 +230,29 @@ class RunFolder:
 
     def request(self) -> RunRequest:
         """Return what was asked for."""
-        request = _read(RunRequest, self.path / "request.json")
+        request = read_json(RunRequest, self.path / "request.json")
         if request is None:
             raise InputError(f"there is no run {self.name!r}", hint="veilface server status")
         return request
 
     def progress(self) -> Progress | None:
         """Return how far the run is; None before it was begun."""
-        return _read(Progress, self.path / "progress.json")
+        return read_json(Progress, self.path / "progress.json")
 
     def report(self, progress: Progress) -> None:
         """Replace the progress, for good: it says what sites may have spent."""
         write_private(self.path / "progress.json", to_json(progress).encode())
 
-    @property
-    def state(self) -> State:
-        """Where it is: one that waits has ended once it is cancelled, because nobody is at work
-        on it; one that is under way ends when the coordinator has left it."""
-        progress = self.progress()
+    def state(self, progress: Progress | None) -> State:
+        """Where it is, by its progress: one that waits has ended once it is cancelled, because
+        nobody is at work on it; one that is under way ends when the coordinator has left it."""
         found = progress.state if progress else "waiting"
         return "cancelled" if found == "waiting" and self.cancelled else found
 
     @property
     def ended(self) -> bool:
         """Whether nobody works on it any more."""
-        return self.state in ENDED
+        return self.state(self.progress()) in ENDED
 
     @property
     def cancelled(self) -> bool:
@@ -265,16 +262,6 @@ class RunFolder:
         """Ask that the run be left, in the middle of a round if need be."""
         self.request()
         write_private(self.path / "cancel", b"")
-
-
-def _read(kind: type[T], path: Path) -> T | None:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    return from_json(kind, text, where=str(path))
 
 
 def to_dict(value: object) -> dict[str, object]:

@@ -96,11 +96,11 @@ class Journal:
         """Write the progress; of a run that could not be taken up, what was told before stays."""
         self._why = why
         training = self._run.request().terms.training
-        before = self._run.progress() if self._told is None else None
-        told = before or Progress(
-            state, 0, training.rounds, 0.0, training.delta, 0.0, (), {}, why, ""
-        )
-        if self._told is not None:
+        if self._told is None:
+            told = self._run.progress() or Progress(
+                state, 0, training.rounds, 0.0, training.delta, 0.0, (), {}, why, ""
+            )
+        else:
             self._told.asked.meet(self._contacted())
             told = self._told.progress(training)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -117,7 +117,7 @@ class Told:
 
     def progress(self, training: TrainingConfig) -> Progress:
         """Return how far the run is, without state, reason and date."""
-        rounds = self.asked.rounds()
+        rounds = self.asked.rounds(self.records)
         begun = max([len(self.records), *(max(of_site) for of_site in rounds.values())])
         return Progress(
             state="running",

@@ -149,7 +149,7 @@ def run_status(run: RunFolder) -> RunStatus:
     training = request.terms.training
     return RunStatus(
         run_id=run.name,
-        state=run.state,
+        state=run.state(progress),
         why=progress.why if progress else "",
         asked=request.asked,
         changed=progress.changed if progress else request.asked,

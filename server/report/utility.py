@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from common.config import from_json, to_json
-from common.errors import InputError
+from common.config import read_json, to_json
 from common.metrics import Verification
 from common.storage import write_private
 from server.report.run_record import DetPoints
@@ -58,11 +57,4 @@ def write_utility(run: Path, utility: Utility) -> None:
 
 def read_utility(run: Path) -> Utility | None:
     """Return what `write_utility` wrote into a run's folder; None where nothing was measured."""
-    path = run / _FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    return from_json(Utility, text, where=str(path))
+    return read_json(Utility, run / _FILE)
