@@ -191,13 +191,20 @@ def new_vault(
         raise InputError(f"{options.where} exists already", hint="name a new file")
     network = choice.network()
     choice.check_detector()
-    vault = Vault.create(
-        options.where,
-        options.lock(create=True),
-        model_id=network_id(network),
-        dim=network.backbone.dim,
-        eight_bit=eight_bit,
-        keep_chips=keep_chips,
-    )
+    new_key = options.key_file if options.key_file and not options.key_file.exists() else None
+    lock = options.lock(create=True)
+    try:
+        vault = Vault.create(
+            options.where,
+            lock,
+            model_id=network_id(network),
+            dim=network.backbone.dim,
+            eight_bit=eight_bit,
+            keep_chips=keep_chips,
+        )
+    except BaseException:
+        if new_key is not None:
+            new_key.unlink(missing_ok=True)  # it opens nothing
+        raise
     choice.keep(vault)
     return vault

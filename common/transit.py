@@ -41,7 +41,11 @@ class TransitLock:
     kind: ClassVar[str] = "transit"
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.url)
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            _ = parts.port  # looked at only when it is asked for
+        except ValueError as error:
+            raise InputError(f"{self.url} is no address: {error}") from error
         plain = parts.scheme == "http" and parts.hostname in _LOOPBACK
         if not parts.hostname or not (parts.scheme == "https" or plain):
             raise InputError(f"{self.url} is no https address", hint="a key never travels in clear")

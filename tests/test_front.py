@@ -410,7 +410,9 @@ def test_a_real_superlink_is_reached_by_its_sites_and_by_nobody_else(
     made: Made, tmp_path: Path
 ) -> None:
     inside = Inside.make(tmp_path / "inside")
-    part = inside.part(tmp_path / "superlink.db")
+    database = tmp_path / "a?b" / "50%41" / "superlink.db"  # no part of it is syntax
+    database.parent.mkdir(parents=True)
+    part = inside.part(database)
     environment = {**os.environ, **part.environment, "OMP_NUM_THREADS": "1"}
     folder = ServerFolder(made.folder)
     with processes((list(part.command), tmp_path / "link.log", environment)):
@@ -435,3 +437,4 @@ def test_a_real_superlink_is_reached_by_its_sites_and_by_nobody_else(
             with newcomer, pytest.raises(httpx.HTTPStatusError, match="404"):
                 newcomer.RegisterNode(RegisterNodeFleetRequest(public_key=b"x"))
             assert control.ListRuns(ListRunsRequest()) is not None
+            assert database.stat().st_size > 0

@@ -197,7 +197,7 @@ def main(url: str, clients: int, seconds: float, images: Path, ca: Path | None) 
 
     try:
         report = asyncio.run(run())
-    except (VeilfaceError, httpx.HTTPError) as error:
+    except (VeilfaceError, httpx.HTTPError, httpx.InvalidURL) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(dataclasses.asdict(report), indent=2))
     if report.failures or report.lost:

@@ -19,8 +19,8 @@ from sqlalchemy import func, insert, select
 
 from client.vault import schema
 from client.vault.backup_file import read_backup, write_backup
-from client.vault.database import Database
-from client.vault.opening import lock_context, remove_files
+from client.vault.database import Database, remove_files
+from client.vault.opening import lock_context
 from client.vault.session import Session
 from client.vault.store import Store
 from common.errors import InputError, Refused
@@ -90,7 +90,8 @@ def _restore(chunks: Iterator[bytes], vault_id: str, where: str, lock: KeyLock) 
         store.note_generation(session.manifest, anew=True)
     except BaseException:
         database.close()
-        remove_files(database.path)
+        if database.path is not None:
+            remove_files(database.path)
         raise
     return store
 

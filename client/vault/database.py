@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Engine, create_engine, event, select
+from sqlalchemy import URL, Column, Connection, Engine, create_engine, event, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
@@ -60,6 +60,8 @@ class Database:
                 schema.migrate(connection)
         except BaseException:
             self._engine.dispose()
+            if create and self.path is not None:
+                remove_files(self.path)  # it was not there before
             raise
 
     @contextmanager
@@ -139,13 +141,24 @@ def read_large(connection: Connection, column: Column[bytes], id_: int) -> bytes
 
 
 def _postgres(where: str) -> Engine:
+    import psycopg  # here: most vaults are files
+    from psycopg.conninfo import make_conninfo
+
+    named = "a vault is a file, or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     try:
         url = make_url(where)
-    except ArgumentError as error:
-        raise InputError(f"{where.partition(':')[0]}: not a database address") from error
+    except (ArgumentError, ValueError) as error:  # neither says it without the password
+        raise InputError("--vault is not a database address", hint=named) from error
     if url.get_backend_name() != "postgresql":
-        raise InputError("a vault is a file or a postgresql:// address")
-    return create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        raise InputError(named)
+    engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    try:
+        make_conninfo(**engine.dialect.create_connect_args(engine.url)[1])
+    except psycopg.ProgrammingError as error:
+        raise InputError(f"--vault is not a database address: {error}", hint=named) from error
+    if url.port is not None and not 1 <= url.port <= 65535:
+        raise InputError(f"--vault: {url.port} is no port", hint=named)
+    return engine
 
 
 def _sqlite(path: Path, *, create: bool) -> Engine:
@@ -154,7 +167,7 @@ def _sqlite(path: Path, *, create: bool) -> Engine:
     elif not path.is_file() or not path.stat().st_size:  # SQLite would make a database of it
         raise InputError(f"there is no vault at {path}", hint="make one with 'template init'")
     engine = create_engine(
-        f"sqlite:///{path}",
+        URL.create("sqlite", database=str(path.absolute())),  # no character of it is syntax
         connect_args={"timeout": _BUSY, "check_same_thread": False},
         pool_size=16,
         max_overflow=-1,
@@ -172,6 +185,12 @@ def _sqlite(path: Path, *, create: bool) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def remove_files(path: Path) -> None:
+    """Remove a vault file that was never finished, and what lies beside it."""
+    for suffix in ("", "-wal", "-shm", ".head"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _create_file(path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import insert, select
 
 from client.vault import schema, witness
-from client.vault.database import Database
+from client.vault.database import Database, remove_files
 from client.vault.manifest import Manifest, associated, new_vault_id
 from client.vault.session import Session
 from client.vault.store import Store, blob
@@ -38,7 +37,8 @@ def create(where: str, lock: KeyLock, manifest: Manifest) -> Store:
         store.note_generation(manifest, anew=True)
     except BaseException:
         database.close()
-        remove_files(database.path)
+        if database.path is not None:
+            remove_files(database.path)
         raise
     return store
 
@@ -98,10 +98,3 @@ def _linked(vault_id: str, row: Any, key: bytes) -> dict[int, bytes]:
         bound = associated(vault_id, "next vault key", row.id)
         found[row.id + 1] = open_sealed(key, blob(row.forward), bound)
     return found
-
-
-def remove_files(path: Path | None) -> None:
-    """Remove a vault file that was never finished."""
-    if path is not None:
-        for suffix in ("", "-wal", "-shm", ".head"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from sqlalchemy import URL
 
 from common.errors import InputError
 from common.storage import make_private_directory, write_private
@@ -89,7 +90,7 @@ class Inside:
             *("--host", _LOOPBACK, "--port", str(self.port)),
             *("--ssl-ca-certfile", str(self.certificate)),
             *("--ssl-certfile", str(self.certificate), "--ssl-keyfile", str(self.key)),
-            *("--enable-supernode-auth", "--database", str(database)),
+            *("--enable-supernode-auth", "--database", _database_url(database)),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self.secret)),
             "--disable-runtime-dependency-installation",
         ]
@@ -104,6 +105,17 @@ class Inside:
             self.certificate.read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="veilface")],
         )
+
+
+def _database_url(path: Path) -> str:
+    """Return a file's address: Flower pastes a bare path into one, where ? and % are syntax."""
+    try:
+        url = URL.create("sqlite", database=str(path.absolute()))
+        return url.render_as_string(hide_password=False)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{path} has bytes in its name that are not UTF-8", hint="choose another --state"
+        ) from error
 
 
 def _self_signed() -> tuple[bytes, bytes]:
