@@ -151,14 +151,13 @@ def _postgres(where: str) -> Engine:
         raise InputError("--vault is not a database address", hint=named) from error
     if url.get_backend_name() != "postgresql":
         raise InputError(named)
-    engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
     try:
-        make_conninfo(**engine.dialect.create_connect_args(engine.url)[1])
+        make_conninfo(**dict.fromkeys(url.query, ""))  # knows which options there are
     except psycopg.ProgrammingError as error:
         raise InputError(f"--vault is not a database address: {error}", hint=named) from error
     if url.port is not None and not 1 <= url.port <= 65535:
         raise InputError(f"--vault: {url.port} is no port", hint=named)
-    return engine
+    return create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
 
 
 def _sqlite(path: Path, *, create: bool) -> Engine:
