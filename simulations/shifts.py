@@ -7,12 +7,12 @@ What is random about a shifted image depends on the SHA-256 of its file and noth
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.cameras import bilinear, by_area
 from common.face import ChipSpec, grey_chips
 from common.occlusion import mask_alpha, paint
 from common.randomness import KeyStream, derive_key
@@ -51,7 +51,7 @@ def _cctv(
     chips: NDArray[np.uint8], digests: NDArray[np.uint8], spec: ChipSpec
 ) -> NDArray[np.uint8]:
     grey = grey_chips(chips)[..., 0].astype(np.float32)  # [N, S, S]
-    shrink, enlarge = _by_area(spec.size), _bilinear(spec.size)
+    shrink, enlarge = by_area(spec.size, CAMERA_SIDE), bilinear(spec.size, CAMERA_SIDE)
     small = shrink @ grey @ shrink.T  # [N, 24, 24]
     noise = np.stack([_noise(digest) for digest in digests])
     camera = np.clip(np.rint(small + noise), 0, 255)
@@ -71,23 +71,3 @@ def _noise(digest: NDArray[np.uint8]) -> NDArray[np.float32]:
     stream = KeyStream(derive_key(digest.tobytes(), "cctv"), private=False)
     drawn = CAMERA_NOISE * stream.standard_normal(CAMERA_SIDE**2)
     return drawn.reshape(CAMERA_SIDE, CAMERA_SIDE).astype(np.float32)
-
-
-@lru_cache(maxsize=4)
-def _by_area(size: int) -> NDArray[np.float32]:
-    """[24, size]: the share of each pixel in each of 24 equal intervals; rows sum to 1."""
-    edges = np.linspace(0, size, CAMERA_SIDE + 1)
-    pixels = np.arange(size)
-    upper = np.minimum(edges[1:, None], pixels + 1)
-    lower = np.maximum(edges[:-1, None], pixels)
-    shares: NDArray[np.float64] = np.maximum(upper - lower, 0) * CAMERA_SIDE / size
-    return shares.astype(np.float32)
-
-
-@lru_cache(maxsize=4)
-def _bilinear(size: int) -> NDArray[np.float32]:
-    """[size, 24]: linear interpolation between pixel centres, constant beyond the outer ones."""
-    centres = (np.arange(size) + 0.5) * CAMERA_SIDE / size - 0.5
-    apart = np.clip(centres, 0, CAMERA_SIDE - 1)[:, None] - np.arange(CAMERA_SIDE)
-    weights: NDArray[np.float64] = np.maximum(1 - np.abs(apart), 0)
-    return weights.astype(np.float32)
