@@ -33,6 +33,7 @@ from common.metrics import (
 
 REPLICATES = 400
 GRID = 400
+_AT_ONCE = 4_000_000
 
 
 def verification(
@@ -74,16 +75,31 @@ def bootstrap(
     non-mated pair. The rates are read off `GRID` thresholds, evenly spaced in log FMR, linear in
     between, which moves them by far less than the interval's width.
     """
-    if scores.images is None:
+    return rates_under(scores, drawn(len(persons_of(scores)), replicates=replicates, seed=seed))
+
+
+def persons_of(scores: PairScores) -> NDArray[np.int64]:
+    """The persons [S] whose images the scores compare; InputError where that is not known."""
+    if scores.images is None or scores.subjects is None:
         raise InputError("an interval over persons needs the scores of all pairs of images")
-    people = len(scores.images)
+    return scores.subjects
+
+
+def drawn(people: int, *, replicates: int = REPLICATES, seed: int = 0) -> NDArray[np.int64]:
+    """How often each of S persons is drawn in each of B resamples of S persons, [S, B]."""
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(people, np.full(people, 1 / people), size=replicates).T  # [S, B]
+    return rng.multinomial(people, np.full(people, 1 / people), size=replicates).T
+
+
+def rates_under(scores: PairScores, draws: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The rates of `bootstrap` under given draws of the scores' persons: [S, B] -> [3, B]."""
+    people, images = len(persons_of(scores)), scores.images
+    assert images is not None  # `persons_of` has looked
     # Lower thresholds are never read: stop where FMR is well past any likely replicate's EER.
     likely = min(1.0, 1.5 * eer(scores) + 2 * max(FMR_TARGETS) + 0.5 / people**0.5)
-    rates = _replicates(scores, scores.images, draws, likely)
+    rates = _replicates(scores, images, draws, likely)
     if likely < 1 and np.isnan(rates).any():
-        rates = _replicates(scores, scores.images, draws, 1.0)
+        rates = _replicates(scores, images, draws, 1.0)
     return rates
 
 
@@ -137,6 +153,11 @@ def _weighted_counts(
 ) -> NDArray[np.float64]:
     """sum of w_first w_second over the first accepted[k] pairs: weights [S, B] -> [K, B]."""
     people = len(weights)
+    if len(first) * weights.shape[1] <= _AT_ONCE:  # few pairs: no matrix a step
+        each = weights[first] * weights[second]
+        none = np.zeros((1, weights.shape[1]))
+        so_far = np.concatenate([none, np.cumsum(each, axis=0, dtype=np.float64)])
+        return np.asarray(so_far[accepted])
     steps = np.empty((len(accepted), weights.shape[1]))
     for k, (start, stop) in enumerate(pairwise([0, *accepted])):
         part = slice(start, stop)

@@ -26,7 +26,7 @@ class PairScores:
 
     `images` [S] int64 is set by `all_pairs` alone: how many images each subject has, the scores
     then being every pair in row order of the images sorted by subject. The subject bootstrap
-    reads from it whose images a pair compares.
+    reads from it whose images a pair compares. `subjects` [S], set with it, are their numbers.
 
     Raises InputError if either array is empty, not one-dimensional or not finite.
     """
@@ -34,6 +34,7 @@ class PairScores:
     mated: FloatArray
     non_mated: FloatArray
     images: NDArray[np.int64] | None = None
+    subjects: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for name, values, hint in (
@@ -63,7 +64,8 @@ def all_pairs(embeddings: NDArray[np.floating], subjects: NDArray[np.integer]) -
         raise InputError(f"{embeddings.shape} embeddings do not fit {subjects.shape} subjects")
     order = np.argsort(subjects, kind="stable")
     unit = unit_norm(embeddings[order])
-    images = np.unique(subjects, return_counts=True)[1].astype(np.int64)
+    numbers, counts = np.unique(subjects, return_counts=True)
+    images = counts.astype(np.int64)
     end = np.repeat(np.cumsum(images), images)
     total = len(unit)
     mated = np.empty(int(np.sum(images * (images - 1)) // 2), dtype=np.float32)
@@ -76,7 +78,7 @@ def all_pairs(embeddings: NDArray[np.floating], subjects: NDArray[np.integer]) -
             own, others = row[offset + 1 : last], row[last:]
             mated[m : (m := m + len(own))] = own
             non_mated[n : (n := n + len(others))] = others
-    return PairScores(mated, non_mated, images)
+    return PairScores(mated, non_mated, images, numbers.astype(np.int64))
 
 
 def unit_norm(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -212,6 +212,12 @@ def test_bootstrap_equals_brute_force_on_the_same_draws() -> None:
     assert np.abs(rates - expected).mean() < 0.003
 
 
+def test_many_resamples_at_once_give_what_few_do() -> None:
+    scores = all_pairs(*faces(40, 4, 1.0))
+    few, many = (bootstrap(scores, replicates=count, seed=3) for count in (12, 2000))
+    assert np.array_equal(few, many[:, :12])
+
+
 @pytest.mark.parametrize("noise", [0.7, 1.4])
 def test_intervals_over_persons_are_as_wide_as_the_rates_really_vary(noise: float) -> None:
     runs = [verification(*faces(60, 4, noise, seed), ci=False).eer for seed in range(60)]
