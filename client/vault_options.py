@@ -20,6 +20,7 @@ from client.vault import Vault
 from common.config import from_json, to_json
 from common.detection import Detector, DlibDetector, YuNetDetector
 from common.errors import InputError
+from common.passphrases import passphrase_in
 from common.sealing import KeyFileLock, KeyLock, PassphraseLock, TransitLock
 
 if TYPE_CHECKING:
@@ -64,10 +65,7 @@ class VaultOptions:
 
     def _passphrase(self, *, confirm: bool) -> str:
         if self.passphrase_file is not None:
-            try:
-                return self.passphrase_file.read_text(encoding="utf-8").rstrip("\r\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"cannot read {self.passphrase_file}: {error}") from error
+            return passphrase_in(self.passphrase_file)
         if os.environ.get(PASSPHRASE_VARIABLE):
             return os.environ[PASSPHRASE_VARIABLE]
         if sys.stdin.isatty():

@@ -14,6 +14,7 @@ import click
 
 from common.bundle import Bundle
 from common.errors import InputError, Refused, SealError
+from common.passphrases import passphrase_in
 
 PASSPHRASE_VARIABLE: Final = "VEILFACE_BUNDLE_PASSPHRASE"
 
@@ -104,10 +105,7 @@ def must_be_of(bundle: Bundle, *, server: bool) -> None:
 
 def _passphrase(file: Path | None) -> str:
     if file is not None:
-        try:
-            return file.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {file}: {error}") from error
+        return passphrase_in(file)
     if PASSPHRASE_VARIABLE in os.environ:
         return os.environ.pop(PASSPHRASE_VARIABLE)  # no process that is started later has it
     if sys.stdin.isatty():

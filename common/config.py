@@ -94,7 +94,7 @@ def from_json(kind: type[T], text: str, *, where: str = "configuration") -> T:
 def read_json(kind: type[T], path: Path) -> T | None:
     """Return the dataclass `kind` from a JSON file, None where there is none; errors name it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -105,7 +105,7 @@ def read_json(kind: type[T], path: Path) -> T | None:
 def from_toml(kind: type[T], path: Path) -> T:
     """Return the dataclass `kind` from a TOML file; a missing or malformed file is named."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return parse(kind, values, where=path.name)

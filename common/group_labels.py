@@ -72,7 +72,7 @@ def read_gender_lists(root: Path) -> tuple[GroupedImage, ...]:
     images: dict[str, GroupedImage] = {}
     for name, gender in GENDER_LISTS:
         try:
-            lines = (root / name).read_text(encoding="utf-8").split()
+            lines = (root / name).read_text(encoding="utf-8-sig").split()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {root / name}: {error}") from error
         for line in lines:

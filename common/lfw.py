@@ -61,7 +61,7 @@ def read_pairs(path: Path) -> tuple[LfwPair, ...]:
     times 300 lines `name n1 n2` and 300 lines `name1 n1 name2 n2` of two persons.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"the LFW pairs cannot be read from {path}", hint="give the folder that has pairs.txt"

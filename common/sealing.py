@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from common.errors import InputError, SealError
+from common.passphrases import prepared, spellings
 from common.randomness import KEY_BYTES, fresh_key
 from common.storage import write_private
 from common.transit import TransitLock
@@ -86,7 +87,11 @@ class KeyLock(Protocol):
 
 @dataclass(frozen=True)
 class PassphraseLock:
-    """Argon2id (RFC 9106, its second recommended choice: 64 MiB, 3 passes, 4 lanes)."""
+    """Argon2id (RFC 9106, its second recommended choice: 64 MiB, 3 passes, 4 lanes).
+
+    Of the passphrase's one form (`common.passphrases`); what was locked with another spelling
+    before there was one opens, too.
+    """
 
     passphrase: str = field(repr=False)
     kind: ClassVar[str] = "passphrase"
@@ -94,17 +99,22 @@ class PassphraseLock:
     _LIMITS: ClassVar = (16, 16, 1 << 20)
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
-        if not self.passphrase:
-            raise InputError("an empty passphrase protects nothing")
+        text = prepared(self.passphrase)
         cost = self._COST.pack(3, 4, 64 << 10, secrets.token_bytes(16))
-        return cost + seal(self._derive(cost), key, cost + context)
+        return cost + seal(self._derive(cost, text), key, cost + context)
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         cost = wrapped[: self._COST.size]
         hidden = wrapped[self._COST.size :]
-        return open_sealed(self._derive(cost), hidden, cost + context)
+        wrong = SealError(_WRONG)
+        for text in spellings(self.passphrase):
+            try:
+                return open_sealed(self._derive(cost, text), hidden, cost + context)
+            except SealError as error:
+                wrong = error
+        raise wrong
 
-    def _derive(self, cost: bytes) -> bytes:
+    def _derive(self, cost: bytes, text: str) -> bytes:
         if len(cost) != self._COST.size:
             raise SealError("the wrapped key is cut off")
         passes, lanes, memory, salt = self._COST.unpack(cost)
@@ -114,7 +124,7 @@ class PassphraseLock:
         kdf = Argon2id(
             salt=salt, length=KEY_BYTES, iterations=passes, lanes=lanes, memory_cost=memory
         )
-        return kdf.derive(self.passphrase.encode())
+        return kdf.derive(text.encode())
 
 
 @dataclass(frozen=True)

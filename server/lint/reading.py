@@ -118,7 +118,7 @@ def _project(folder: Path) -> Project:
         try:
             if path.stat().st_size > _LARGEST:
                 raise ValueError(f"larger than {_LARGEST:,} bytes")
-            sources.append(parse_source(name, path.read_text(encoding="utf-8"), config))
+            sources.append(parse_source(name, path.read_text(encoding="utf-8-sig"), config))
         except (OSError, ValueError, RecursionError) as error:
             unread.append(Unread(name, str(error)))
     if not sources and not unread:
@@ -140,7 +140,7 @@ def _run_config(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        table: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+        table: Any = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     for key in ("tool", "flwr", "app", "config"):

@@ -96,7 +96,7 @@ def read_settings(path: Path) -> Settings:
     if path.suffix != ".json":
         return from_toml(Settings, path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return from_json(Settings, text, where=path.name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import InputError
+from common.passphrases import passphrase_in
 from common.roster import is_name
 
 CA: Final = "ca"
@@ -143,12 +144,9 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _passphrase(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8").rstrip("\r\n")
-        if path.stat().st_mode & 0o077:
-            raise InputError(f"{path} is open to others", hint=f"chmod 600 {path}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the passphrase file {path}: {error}") from error
+    text = passphrase_in(path)
+    if path.stat().st_mode & 0o077:
+        raise InputError(f"{path} is open to others", hint=f"chmod 600 {path}")
     if not text:
         raise InputError(f"{path} is empty", hint="an empty passphrase protects nothing")
     return text
