@@ -25,10 +25,10 @@ from client.search import Index
 from client.vault import Gallery, Vault
 from common.backbones.weights import model_id
 from common.config import from_json, to_json
+from common.decoding import decode_image
 from common.detection import Detector
 from common.embedding import frozen_rows
 from common.errors import ImageError, InputError, Refused
-from common.face import decode_image
 from common.network import Network
 
 # Looks at a chip before it is embedded and raises Refused: the place for a defence against printed

@@ -24,8 +24,8 @@ from client.vault_options import (
     vault_options,
 )
 from common.cutter import read_image
+from common.decoding import DecodeLimits
 from common.errors import InputError
-from common.face import DecodeLimits
 from common.storage import write_private
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from common.decoding import DecodeLimits, Pixels, decode_image
 from common.detection import Detector
 from common.errors import ImageError, NoFaceError, VeilfaceError
-from common.face import ChipSpec, DecodeLimits, Pixels, decode_image, extract_chip, ready_chip
+from common.face import ChipSpec, extract_chip, ready_chip
 
 UNREADABLE = bytes(32)  # in place of a digest: no file has it
 NO_FACE = "no face found"

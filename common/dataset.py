@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from common.chip_cache import ChipCache, chip_key
 from common.cutter import CHUNK, NO_FACE, Cut, Cutter, cut_all
+from common.decoding import DecodeLimits, Pixels
 from common.detection import CentreDetector, Detector
 from common.errors import InputError
-from common.face import ChipSpec, DecodeLimits, Pixels, grey_chips
+from common.face import ChipSpec, grey_chips
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".webp"})
 WRITE_AT_ONCE = 256

@@ -1,4 +1,4 @@
-"""Bytes to decoded, detected, aligned chip: the same for training, enrolment and probe.
+"""Pixels to detected, aligned chip: the same for training, enrolment and probe.
 
     image = decode_image(data, name="a.jpg")
     chip = extract_chip(image, backbone.chip, DlibDetector(), name="a.jpg")   # uint8 [S, S, 3]
@@ -9,18 +9,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Literal
 
 import dlib
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from common.decoding import Pixels
 from common.detection import Detector, Face, Point, choose_face, dlib_landmarks
-from common.errors import ImageError, NoFaceError
-
-Pixels = NDArray[np.uint8]
+from common.errors import NoFaceError
 
 # Deng et al. 2019, ArcFace: eyes, nose tip, mouth corners on a 112-pixel square.
 ARCFACE_POINTS: tuple[Point, ...] = (
@@ -40,7 +37,6 @@ DLIB_POINTS_ON_ARCFACE: tuple[Point, ...] = (
     (56.00, 80.24),
 )
 PADDING = 0.25
-FORMATS = ("JPEG", "PNG", "PPM", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -53,53 +49,6 @@ class ChipSpec:
 
     size: int
     template: Literal["dlib", "arcface"]
-
-
-@dataclass(frozen=True)
-class DecodeLimits:
-    """What an image may cost: larger ones are refused before their pixels are decoded.
-
-    Attributes:
-        max_bytes: of the encoded file.
-        max_pixels: width times height, from the header.
-        max_scans: of a progressive JPEG, each of which is a pass over all pixels.
-    """
-
-    max_bytes: int = 32 * 2**20
-    max_pixels: int = 64_000_000
-    max_scans: int = 100
-
-
-def decode_image(data: bytes, *, name: str, limits: DecodeLimits | None = None) -> Pixels:
-    """An encoded JPEG, PNG, PGM (any PNM) or WebP image -> uint8 [H, W, 3] RGB, upright.
-
-    EXIF orientation is applied. Grey becomes three equal channels, 16 bits are scaled to 8,
-    palettes and CMYK are converted, transparency is laid over white. Of an animation, the first
-    frame. `name` is what errors call the image.
-
-    Raises ImageError if the bytes are corrupt, truncated, of another format or over a limit.
-    """
-    limits = limits or DecodeLimits()
-    if len(data) > limits.max_bytes:
-        raise ImageError(
-            f"{name}: {len(data)} bytes are more than the limit of {limits.max_bytes}",
-            hint="shrink the image",
-        )
-    # A switch of the whole process, which libraries that draw pages turn on when they are imported.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            _refuse_bombs(image, data, name, limits)
-            image.load()
-            return _as_rgb(ImageOps.exif_transpose(image), name)
-    except ImageError:
-        raise
-    except Exception as error:  # decoders fed hostile bytes raise whatever they like
-        detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-        raise ImageError(
-            f"{name}: not a readable JPEG, PNG, PGM or WebP image{detail}",
-            hint="replace or remove the file",
-        ) from error
 
 
 def extract_chip(image: Pixels, spec: ChipSpec, detector: Detector, *, name: str) -> Pixels:
@@ -159,32 +108,3 @@ def _similarity(
     details = dlib.chip_details(onto, found, dlib.chip_dims(size, size))
     chip: Pixels = dlib.extract_image_chip(image, details)
     return chip
-
-
-def _refuse_bombs(image: Image.Image, data: bytes, name: str, limits: DecodeLimits) -> None:
-    """Raise ImageError if the header promises more than the limits allow."""
-    pixels = image.width * image.height
-    if pixels > limits.max_pixels:
-        raise ImageError(
-            f"{name}: {image.width} x {image.height} pixels are more than the limit of "
-            f"{limits.max_pixels}",
-            hint="shrink the image",
-        )
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > limits.max_scans:
-        raise ImageError(
-            f"{name}: a JPEG of more than {limits.max_scans} scans", hint="save the image again"
-        )
-
-
-def _as_rgb(image: Image.Image, name: str) -> Pixels:
-    """A decoded image of any mode -> uint8 [H, W, 3] RGB."""
-    if image.mode in ("F", "RGBF"):
-        raise ImageError(f"{name}: floating-point pixels", hint="save the image with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, over)
-    return np.array(image.convert("RGB"))

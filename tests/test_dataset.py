@@ -14,9 +14,10 @@ from PIL import Image
 from common.chip_cache import ChipCache
 from common.cutter import WORTH_A_POOL
 from common.dataset import ChipSet, images_of, list_subjects, load_chips
+from common.decoding import DecodeLimits
 from common.detection import DlibDetector
 from common.errors import InputError
-from common.face import ChipSpec, DecodeLimits
+from common.face import ChipSpec
 from simulations.people import generate
 
 LFW = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "lfw"
