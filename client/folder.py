@@ -22,10 +22,10 @@ from common.backbones.registry import create
 from common.backbones.split import split
 from common.backbones.weights import model_id
 from common.chip_cache import ChipCache
-from common.dataset import images_of, list_subjects, load_chips
+from common.dataset import ChipSet, SubjectFolder, images_of, list_subjects, load_chips
 from common.detection import DlibDetector
 from common.embedding import Rows
-from common.errors import InputError, Refused
+from common.errors import InputError, Refused, StorageError, VeilfaceError
 from common.persons import Persons, person_code
 from common.randomness import KEY_BYTES, fresh_key
 from common.storage import make_private_directory, write_private
@@ -93,19 +93,24 @@ class _Folder:
 
         Whatever is wrong with them is logged here and nowhere else: the server must not be able to
         tell a site whose images cannot be used from one whose can, so there are fewer persons then,
-        or none, and the round goes on with its noise.
+        or none, and the round goes on with its noise. Only a chip cache that others can read is
+        refused: that is the same whatever lies in the folder.
         """
         rows = self.rows(part)
         try:
             chips, names = self._faces(rows)
-        except InputError as error:
-            log.error("no private image takes part: %s", error)
+            inputs = rows.of(torch.from_numpy(chips))
+        except Refused:
+            raise
+        except Exception as error:  # the boundary: whatever it is, it must not be told apart
+            log.error("no private image takes part: %s", error, exc_info=not _expected(error))
             size = rows.backbone.chip.size
             chips, names = np.zeros((0, size, size, 3), np.uint8), []
+            inputs = rows.of(torch.from_numpy(chips))
         known = sorted(set(names))
         key, codes = self._code_key(), max(1, len(part.inputs))
         return Persons.group(
-            rows.of(torch.from_numpy(chips)),
+            inputs,
             [known.index(name) for name in names],
             [person_code(name, key, codes) for name in known],
             rows.prepare,
@@ -114,19 +119,29 @@ class _Folder:
     def _faces(self, rows: Rows) -> tuple[NDArray[np.uint8], list[str]]:
         """The usable chips [N, S, S, 3] and whose they are, sorted by person."""
         subjects = list_subjects(self._config.data, strict=False)
-        with ChipCache.open(self._config.cache) as cache:
-            loaded = load_chips(
-                images_of(subjects),
-                spec=rows.backbone.chip,
-                detector=DlibDetector(),
-                cache=cache,
-                aligned=self._config.aligned,
-            )
+        try:
+            with ChipCache.open(self._config.cache) as cache:
+                loaded = self._chips(subjects, rows, cache)
+        except StorageError as error:
+            log.warning("the chip cache is left out: %s", error)
+            loaded = self._chips(subjects, rows, None)
         for entry in (*(one for folder in subjects for one in folder.skipped), *loaded.skipped):
             log.warning("not used: %s: %s", entry.path, entry.reason)
         labels = np.asarray(loaded.labels(subjects), dtype=np.int64)
         order = np.argsort([subjects[label].name for label in labels], kind="stable")
         return loaded.chips[order], [subjects[labels[row]].name for row in order.tolist()]
+
+    def _chips(
+        self, subjects: tuple[SubjectFolder, ...], rows: Rows, cache: ChipCache | None
+    ) -> ChipSet:
+        return load_chips(
+            images_of(subjects),
+            spec=rows.backbone.chip,
+            detector=DlibDetector(),
+            cache=cache,
+            aligned=self._config.aligned,
+            apart=True,
+        )
 
     def _code_key(self) -> bytes:
         """The site's own secret for codebook codes; made once."""
@@ -137,6 +152,11 @@ class _Folder:
         if len(key) != KEY_BYTES:
             raise InputError(f"{path} is damaged")
         return key
+
+
+def _expected(error: Exception) -> bool:
+    """Whether an error says itself what is to be done; of others the site wants to see where."""
+    return isinstance(error, VeilfaceError)
 
 
 @lru_cache(maxsize=1)

@@ -1,15 +1,10 @@
-"""From an image file to its chip, over as many processes as pays."""
+"""From an image file to its chip."""
 
 from __future__ import annotations
 
 import hashlib
-import signal
 import stat
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from common.decoding import DecodeLimits, Pixels, decode_image
@@ -19,8 +14,6 @@ from common.face import ChipSpec, extract_chip, ready_chip
 
 UNREADABLE = bytes(32)  # in place of a digest: no file has it
 NO_FACE = "no face found"
-CHUNK = 16
-WORTH_A_POOL = 128  # starting workers costs as long as finding about this many faces
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +47,19 @@ class Cutter:
             image = decode_image(data, name=path.name, limits=self.limits)
             if self.finder is None:
                 return Cut(digest, ready_chip(image, self.spec), None)
-            chip = extract_chip(image, self.spec, self.finder, name=path.name)
-            return Cut(digest, chip, None)
+            return Cut(digest, self._chip(image, self.finder, path.name), None)
         except NoFaceError:
             return Cut(digest, None, NO_FACE)
         except ImageError as error:
             return Cut(digest, None, error.message.removeprefix(f"{path.name}: "))
+
+    def _chip(self, image: Pixels, finder: Detector, name: str) -> Pixels:
+        try:
+            return extract_chip(image, self.spec, finder, name=name)
+        except VeilfaceError:
+            raise  # of the detector itself, or without a face
+        except Exception as error:  # detectors fed hostile pixels raise whatever they like
+            raise ImageError(f"{name}: cannot be looked at: {type(error).__name__}") from error
 
     def digest(self, path: Path) -> bytes:
         """SHA-256 of a file; `UNREADABLE` if it cannot be read."""
@@ -67,28 +67,6 @@ class Cutter:
             return hashlib.sha256(read_image(path, self.limits)).digest()
         except ImageError:
             return UNREADABLE
-
-
-def cut_all(cutter: Cutter, paths: Sequence[Path], workers: int) -> Iterator[Cut]:
-    """`map`, over processes where that pays: dlib holds the interpreter's lock."""
-    if workers == 1 or len(paths) < WORTH_A_POOL:
-        yield from map(cutter, paths)
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts)
-    try:
-        yield from pool.map(cutter, paths, chunksize=CHUNK)
-    except BrokenProcessPool as error:
-        raise VeilfaceError(
-            "a process that detects faces was killed, most likely for memory",
-            hint="use fewer workers",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _leave_interrupts() -> None:
-    """Let Ctrl-C reach the parent alone, which ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_image(path: Path, limits: DecodeLimits) -> bytes:

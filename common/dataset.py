@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.chip_cache import ChipCache, chip_key
-from common.cutter import CHUNK, NO_FACE, Cut, Cutter, cut_all
+from common.cut_all import CHUNK, cut_all
+from common.cutter import NO_FACE, Cut, Cutter
 from common.decoding import DecodeLimits, Pixels
 from common.detection import CentreDetector, Detector
 from common.errors import InputError
@@ -130,6 +131,7 @@ def load_chips(
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
     limits: DecodeLimits | None = None,
+    apart: bool = False,
 ) -> ChipSet:
     """Images -> their chips; an image that cannot be used is skipped and listed.
 
@@ -145,8 +147,10 @@ def load_chips(
         progress: called as (done, all) now and then, from this thread.
         workers: processes that detect; None: one a core.
         limits: of decoding.
+        apart: no picture is decoded in this process, however few there are.
 
-    Raises StorageError if the cache cannot be written or a worker was killed.
+    A picture that ends the process that reads it is skipped. Raises StorageError if the cache
+    cannot be read or written.
     """
     finders: tuple[Detector | None, ...] = (None,) if aligned else (detector,)
     if centre_fallback and not aligned:
@@ -159,7 +163,9 @@ def load_chips(
         cutter = Cutter(spec, finder, limits or DecodeLimits())
         rows = [row for row, fault in enumerate(faults) if fault == NO_FACE]
         done = len(paths) - len(rows)
-        for at, found in _looked_up([paths[row] for row in rows], cutter, cache, workers):
+        for at, found in _looked_up(
+            [paths[row] for row in rows], cutter, cache, workers or _cores(), apart
+        ):
             row, done = rows[at], done + 1
             digests[row] = np.frombuffer(found.digest, np.uint8)
             faults[row] = found.fault
@@ -181,12 +187,11 @@ def load_chips(
 
 
 def _looked_up(
-    paths: Sequence[Path], cutter: Cutter, cache: ChipCache | None, workers: int | None
+    paths: Sequence[Path], cutter: Cutter, cache: ChipCache | None, workers: int, apart: bool
 ) -> Iterator[tuple[int, Cut]]:
     """Yield (position in `paths`, outcome) of each: first what the cache has, then the others."""
-    workers = workers or _cores()
     if cache is None or cutter.finder is None:
-        yield from enumerate(cut_all(cutter, paths, workers))
+        yield from enumerate(cut_all(cutter, paths, workers, apart=apart))
         return
     name = cutter.finder.id
     with ThreadPoolExecutor(workers) as threads:
@@ -197,7 +202,8 @@ def _looked_up(
         yield at, Cut(digests[at], chip, NO_FACE if chip is None else None)
     rest = sorted(missing)
     fresh: list[tuple[bytes, Pixels | None]] = []
-    for at, found in zip(rest, cut_all(cutter, [paths[at] for at in rest], workers), strict=True):
+    cuts = cut_all(cutter, [paths[at] for at in rest], workers, apart=apart)
+    for at, found in zip(rest, cuts, strict=True):
         yield at, found
         if found.fault in (None, NO_FACE):
             fresh.append((chip_key(found.digest, name, cutter.spec), found.chip))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from common.chip_cache import ChipCache
-from common.cutter import WORTH_A_POOL
+from common.cut_all import WORTH_A_POOL
 from common.dataset import ChipSet, images_of, list_subjects, load_chips
 from common.decoding import DecodeLimits
 from common.detection import DlibDetector
