@@ -18,6 +18,7 @@ from scipy.ndimage import laplace
 from common.detection import Detector, choose_face, dlib_landmarks
 from common.errors import NoFaceError
 from common.face import ChipSpec, chip_of_face
+from common.upright import upright
 
 _SIDE: Final = 112
 
@@ -29,7 +30,8 @@ class Quality:
     Attributes:
         faces: how many faces of at least half the main one's size there are.
         eye_distance: between the centres of the eyes, in pixels of the picture.
-        roll: angle of the line through the eyes, in degrees, 0 upright.
+        roll: angle of the line through the eyes, in degrees, 0 upright, after the picture was
+            turned by quarters if it had to be. By dlib's landmarks: YuNet's own make 10 of 20.
         turn: how far the base of the nose is from the middle of the eyes along that line, in eye
             distances: 0 frontal, about 0.3 half turned away.
         drop: how far it is below that line, in eye distances: small looking down, large up.
@@ -72,8 +74,8 @@ def portrait(
     image: NDArray[np.uint8], spec: ChipSpec, detector: Detector, *, name: str
 ) -> Portrait:
     """Find the main face of an image [H, W, 3] and measure it; none: NoFaceError with `name`."""
-    image = np.ascontiguousarray(image)
-    faces = detector.detect(image)
+    seen = upright(image, detector)
+    image, faces = seen.image, seen.faces
     face = choose_face(faces, image)
     if face is None:
         raise NoFaceError(f"{name}: no face found", hint="use a larger or more frontal face")

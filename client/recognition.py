@@ -48,13 +48,17 @@ class Enrolment:
 
 @dataclass(frozen=True)
 class Decision:
-    """A verification: accepted if `score`, a cosine, reaches the calibrated `threshold`."""
+    """A verification: accepted if `score`, a cosine, reaches the calibrated `threshold`.
+
+    `warnings` say what to know of the picture.
+    """
 
     pseudonym: str
     accepted: bool
     score: float
     threshold: float
     fmr: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,17 +141,21 @@ class Recogniser:
         """Is this picture of that person? Needs a threshold for verification."""
         model, templates = self._templates(subject)
         threshold = self.threshold("verify", model)
-        score = float((templates @ self._probe(picture, model)[0]).max())
+        seen = self._portrait(picture, model)
+        score = float((templates @ self._probe(seen, model)[0]).max())
         accepted, pseudonym = score >= threshold.value, self.vault.pseudonym(subject)
         self.vault.record("verify", pseudonym, "accepted" if accepted else "rejected")
-        return Decision(pseudonym, accepted, score, threshold.value, threshold.target)
+        return Decision(
+            pseudonym, accepted, score, threshold.value, threshold.target, _crowded(seen)
+        )
 
     def identify(self, picture: Picture, candidates: int = 5) -> Identification:
         """Who of the vault is this, if anyone? Needs a threshold for identification."""
         if not 1 <= candidates <= _MOST_CANDIDATES:
             raise InputError(f"ask for 1 to {_MOST_CANDIDATES} candidates, not {candidates}")
         threshold = self.threshold("identify")
-        ranked = self._ranked(self._probe(picture, self.model_id), candidates, self.model_id)
+        seen = self._portrait(picture, self.model_id)
+        ranked = self._ranked(self._probe(seen, self.model_id), candidates, self.model_id)
         persons, warnings = len(self._searchable(self.model_id)[1].pseudonyms), list[str]()
         for model in list(self._networks)[1:]:
             older = self._older(picture, candidates, model, threshold.value)
@@ -160,7 +168,7 @@ class Recogniser:
         self.vault.record(
             "identify", best.pseudonym if best else None, "accepted" if best else "rejected"
         )
-        warnings += _outgrown(threshold, persons)
+        warnings += (*_crowded(seen), *_outgrown(threshold, persons))
         return Identification(best, ranked, threshold.value, threshold.target, tuple(warnings))
 
     def embed(self, chips: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -203,9 +211,9 @@ class Recogniser:
         spec = self._networks[model].backbone.chip
         return portrait(image, spec, self.detector, name=picture.name)
 
-    def _probe(self, picture: Picture, model: str) -> NDArray[np.float32]:
-        """A picture's embedding by a model, in the vault's space, [1, D]."""
-        embedding = self._embedded(self._portrait(picture, model).chip[None], model)
+    def _probe(self, seen: Portrait, model: str) -> NDArray[np.float32]:
+        """A face's embedding by a model, in the vault's space, [1, D]."""
+        embedding = self._embedded(seen.chip[None], model)
         return self.vault.protect(embedding, model)
 
     def _templates(self, subject: str) -> tuple[str, NDArray[np.float32]]:
@@ -227,7 +235,7 @@ class Recogniser:
         if self.vault.recall(_setting("identify", model)) is None:
             return None
         ahead = threshold - self.threshold("identify", model).value
-        ranked = self._ranked(self._probe(picture, model), wanted, model)
+        ranked = self._ranked(self._probe(self._portrait(picture, model), model), wanted, model)
         return tuple(Candidate(one.pseudonym, one.score + ahead) for one in ranked)
 
     def _searchable(self, model: str) -> tuple[int, Gallery, Index]:
@@ -274,6 +282,15 @@ class Recogniser:
 def network_id(network: Network) -> str:
     """The digest that names a network's embeddings, 64 hex digits."""
     return model_id(dict(network.module.state_dict()))
+
+
+def _crowded(seen: Portrait) -> tuple[str, ...]:
+    if seen.quality.faces <= 1:
+        return ()
+    return (
+        f"the picture shows {seen.quality.faces} faces: only the one nearest to its centre was "
+        "looked at",
+    )
 
 
 def _outgrown(threshold: Threshold, persons: int) -> tuple[str, ...]:

@@ -83,6 +83,8 @@ def verify(options: VaultOptions, subject: str, image: Path, as_json: bool) -> N
     """Is IMAGE of SUBJECT? Exit 0 if accepted, 1 if not."""
     with options.open() as vault:
         decision = recogniser(vault).verify(subject, _picture(image))
+    for warning in decision.warnings:
+        click.echo(f"Note: {warning}", err=True)
     words = "accepted" if decision.accepted else "rejected"
     _print(
         dataclasses.asdict(decision),

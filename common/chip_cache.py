@@ -30,7 +30,7 @@ from common.cache_key import CacheSealer
 from common.errors import Refused, StorageError
 from common.face import ChipSpec
 
-VERSION = 2  # of everything between an image's bytes and its chip: raise it when a chip changes
+VERSION = 3  # of everything between an image's bytes and its chip: raise it when a chip changes
 FILE = "chips.sqlite"
 READ_AT_ONCE = 64
 

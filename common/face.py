@@ -18,6 +18,7 @@ from PIL import Image
 from common.decoding import Pixels
 from common.detection import Detector, Face, Point, choose_face, dlib_landmarks
 from common.errors import NoFaceError
+from common.upright import upright
 
 # Deng et al. 2019, ArcFace: eyes, nose tip, mouth corners on a 112-pixel square.
 ARCFACE_POINTS: tuple[Point, ...] = (
@@ -54,14 +55,15 @@ class ChipSpec:
 def extract_chip(image: Pixels, spec: ChipSpec, detector: Detector, *, name: str) -> Pixels:
     """Image [H, W, 3] RGB -> chip uint8 [S, S, 3] of the face nearest to its centre.
 
-    `choose_face` says which face that is. Pixels from beyond the border of the image are black.
-    Raises NoFaceError, calling the image `name`, if the detector finds no face.
+    `choose_face` says which face that is, `upright` which way up the image is. Pixels from beyond
+    the border of the image are black. Raises NoFaceError, calling the image `name`, if the
+    detector finds no face.
     """
-    image = np.ascontiguousarray(image)
-    face = choose_face(detector.detect(image), image)
+    seen = upright(image, detector)
+    face = choose_face(seen.faces, seen.image)
     if face is None:
         raise NoFaceError(f"{name}: no face found", hint="use a larger or more frontal face")
-    return chip_of_face(image, face, spec)
+    return chip_of_face(seen.image, face, spec)
 
 
 def chip_of_face(image: Pixels, face: Face, spec: ChipSpec) -> Pixels:

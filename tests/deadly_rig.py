@@ -20,6 +20,8 @@ class DeadlyDetector:
     """Finds a face in the centre, unless the picture has the colour of a deadly one."""
 
     id: str = "deadly"
+    sure: float = 0.0
+    turned: float = 0.0
 
     def detect(self, image: NDArray[np.uint8]) -> tuple[Face, ...]:
         colour = tuple(image[0, 0].tolist())

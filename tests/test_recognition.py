@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from client.calibration import Threshold, for_identification, for_verification
 from client.picture import Picture
@@ -148,6 +150,22 @@ def test_a_vault_that_outgrew_its_calibration_says_so(
     filled(calibrated(engine, public, gallery=3))
     found = engine.identify(pictures("Colin_Powell", 4, 1)[0])
     assert any("calibrated for 3 persons and the vault has 4" in w for w in found.warnings)
+
+
+def test_a_probe_with_several_people_says_so(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]]
+) -> None:
+    filled(calibrated(engine, public))
+    faces = [pictures(person, 1, 1)[0] for person in (ENROLLED[0], *STRANGERS)][:2]
+    side = [np.asarray(Image.open(io.BytesIO(face.data)).convert("RGB")) for face in faces]
+    out = io.BytesIO()
+    Image.fromarray(np.hstack(side)).save(out, "PNG")
+    group = Picture("group.png", out.getvalue())
+    for warnings in (
+        engine.verify(ENROLLED[0], group).warnings, engine.identify(group).warnings
+    ):  # fmt: skip
+        assert any("shows 2 faces: only the one nearest" in words for words in warnings)
+    assert engine.verify(ENROLLED[0], faces[0]).warnings == ()
 
 
 def test_a_check_between_face_and_embedding_can_refuse(engine: Recogniser) -> None:

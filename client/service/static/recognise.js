@@ -7,21 +7,22 @@ import { Pictures } from "./pictures.js";
 const rate = (value) => `${Number((100 * value).toPrecision(2))}%`;
 const number = (value) => value.toFixed(3);
 
+const checks = (answer) => answer.warnings.map((warning) => note("warn", "Please check", h("p", {}, warning)));
+
 export function start() {
   form("enrol", async (subject, pictures) => {
     const done = await api.enrol(subject, pictures.need());
     pictures.set([]);
-    const warnings = done.warnings.map((warning) => note("warn", "Please check", h("p", {}, warning)));
     return [note("good", "Enrolled", facts([
-      ["Pseudonym", code(done.pseudonym)], ["Templates added", String(done.templates)]])), ...warnings];
+      ["Pseudonym", code(done.pseudonym)], ["Templates added", String(done.templates)]])), ...checks(done)];
   });
   form("verify", async (subject, pictures) => {
     const decision = await api.verify(subject, pictures.need()[0]);
     const title = decision.accepted ? "Accepted: the same person" : "Rejected: not the same person";
-    return note(decision.accepted ? "good" : "bad", title, facts([
+    return [note(decision.accepted ? "good" : "bad", title, facts([
       ["Score", h("span", { class: "score" }, number(decision.score), scale(decision.score, decision.threshold))],
       ["Threshold", `${number(decision.threshold)}, at which ${rate(decision.fmr)} of strangers would pass`],
-      ["Pseudonym", code(decision.pseudonym)]]));
+      ["Pseudonym", code(decision.pseudonym)]])), ...checks(decision)];
   });
   form("identify", async (_, pictures) => {
     const found = await api.identify(pictures.need()[0], find("#identify-top").value);
@@ -30,7 +31,7 @@ export function start() {
       : "No candidate reaches the threshold.";
     return [
       note(found.accepted ? "good" : "bad", title, h("p", {}, about)),
-      ...found.warnings.map((warning) => note("warn", "Please check", h("p", {}, warning))),
+      ...checks(found),
       found.candidates.length ? gallery(found) : null,
     ];
   });
