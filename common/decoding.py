@@ -262,4 +262,4 @@ def _upright(pixels: Pixels, orientation: object) -> Pixels:
         8: lambda: np.rot90(pixels),
     }
     turn = turned.get(orientation) if isinstance(orientation, int) else None
-    return pixels if turn is None else np.ascontiguousarray(turn())
+    return pixels if turn is None else turn().copy()

@@ -41,7 +41,7 @@ def upright(image: NDArray[np.uint8], detector: Detector) -> UprightImage:
         return UprightImage(image, faces)
     chosen = UprightImage(image, faces)
     for quarters in (1, 2, 3):
-        other = np.ascontiguousarray(np.rot90(image, quarters))
+        other = np.rot90(image, quarters).copy()  # dlib also minds the strides of a single column
         found = detector.detect(other)
         if _best(found) > _best(chosen.faces):
             chosen = UprightImage(other, found)
