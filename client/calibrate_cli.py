@@ -20,6 +20,7 @@ from client.vault_options import VaultOptions, recogniser, vault_options
 from common.chip_cache import ChipCache
 from common.dataset import SubjectFolder, images_of, list_subjects, load_chips
 from common.errors import InputError
+from common.scoring import plain
 
 if TYPE_CHECKING:
     from client.recognition import Recogniser
@@ -62,9 +63,9 @@ def calibrate(
         known = {"model_id": engine.model_id, "source": data.name}
         found: list[Threshold] = []
         if fmr is not None:
-            found.append(for_verification(embeddings, labels, fmr, **known))
+            found.append(for_verification(plain(embeddings), labels, fmr, **known))
         if fpir is not None:
-            found.append(for_identification(embeddings, labels, fpir, persons, **known))
+            found.append(for_identification(plain(embeddings), labels, fpir, persons, **known))
         for threshold in found:
             engine.use(threshold)
     if as_json:

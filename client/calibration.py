@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from common.metrics import all_pairs, lowest_threshold, threshold_at_fmr, unit_norm
+from common.metrics import all_pairs, lowest_threshold, threshold_at_fmr
+from common.scoring import PLAIN, Choice, Faces
 
 Purpose = Literal["verify", "identify"]
 _REPLICATES: Final = 400
@@ -28,11 +29,15 @@ class Threshold:
 
     Attributes:
         purpose: with "verify" `target` is an FMR, with "identify" an FPIR among `gallery` persons.
-        value: a cosine; a score at or above it is accepted.
+        value: a score at or above it is accepted.
         low, high: 95% interval of the rate at `value`, over persons.
         comparisons, persons: how many non-mated comparisons of how many persons there were.
         model_id: of the network whose embeddings were compared.
         source: where the pictures came from, in a few words.
+        scoring: what is taken off a cosine by the persons of the vault; `value` is for that.
+        population: how many persons of the vault that rested on; 0 for the plain cosine.
+        plain: the threshold of the plain cosine, for a vault that holds too few persons to take
+            anything off; None where `value` is that already.
     """
 
     purpose: Purpose
@@ -45,24 +50,26 @@ class Threshold:
     gallery: int
     model_id: str
     source: str
+    scoring: Choice = PLAIN
+    population: int = 0
+    plain: float | None = None
 
 
 def for_verification(
-    embeddings: NDArray[np.float32],
+    faces: Faces,
     subjects: NDArray[np.int64],
     fmr: float,
     *,
     model_id: str,
     source: str,
 ) -> Threshold:
-    """The lowest threshold with FMR at most `fmr` on embeddings [N, D] of `subjects` [N].
+    """The lowest threshold with FMR at most `fmr` on faces [N] of `subjects` [N].
 
     Raises InputError where fewer than 3 / fmr non-mated pairs exist.
     """
-    unit = unit_norm(embeddings)
-    scores = all_pairs(unit, subjects)
+    scores = all_pairs(faces.vectors, subjects, faces.offsets)
     value = threshold_at_fmr(scores.non_mated, fmr)
-    low, high = _fmr_interval(unit, subjects, value)
+    low, high = _fmr_interval(faces, subjects, value)
     persons = len(np.unique(subjects))
     return Threshold(
         "verify", fmr, value, low, high, len(scores.non_mated), persons, 0, model_id, source
@@ -70,7 +77,7 @@ def for_verification(
 
 
 def for_identification(
-    embeddings: NDArray[np.float32],
+    faces: Faces,
     subjects: NDArray[np.int64],
     fpir: float,
     gallery: int,
@@ -84,11 +91,10 @@ def for_identification(
     all their images and everyone else appears once. Raises InputError unless at least 3 / fpir
     persons are left to be strangers.
     """
-    unit = unit_norm(embeddings)
     people, owner = np.unique(subjects, return_inverse=True)
     check_persons(len(people), fpir, gallery)
     rng = np.random.default_rng(0)
-    best = [_strangers(unit, owner, len(people), gallery, rng) for _ in range(_TRIALS)]
+    best = [_strangers(faces, owner, len(people), gallery, rng) for _ in range(_TRIALS)]
     value = lowest_threshold(np.concatenate(best), fpir)
     rates = [float(np.mean(rng.choice(top, len(top)) >= value)) for top in best for _ in range(10)]
     low, high = np.quantile(rates, _INTERVAL)
@@ -113,30 +119,28 @@ def check_persons(persons: int, fpir: float, gallery: int) -> None:
 
 
 def _strangers(
-    unit: NDArray[np.float32],
+    faces: Faces,
     owner: NDArray[np.intp],
     people: int,
     gallery: int,
     rng: np.random.Generator,
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """The best score of one image of each person outside a random gallery, [people - gallery]."""
     enrolled = np.zeros(people, dtype=np.bool_)
     enrolled[rng.permutation(people)[:gallery]] = True
     order = rng.permutation(len(owner))
     _, first = np.unique(owner[order], return_index=True)  # a random image of each person
-    probes = unit[order[first]][~enrolled]
-    best: NDArray[np.float32] = (probes @ unit[enrolled[owner]].T).max(axis=1)
+    probes = faces.at(order[first][~enrolled])
+    best: NDArray[np.float64] = probes.scores(faces.at(enrolled[owner])).max(axis=1)
     return best
 
 
-def _fmr_interval(
-    unit: NDArray[np.float32], subjects: NDArray[np.int64], value: float
-) -> tuple[float, float]:
+def _fmr_interval(faces: Faces, subjects: NDArray[np.int64], value: float) -> tuple[float, float]:
     """95% interval of the FMR at `value`: bootstrap over persons, since pairs share persons."""
     people, owner, images = np.unique(subjects, return_inverse=True, return_counts=True)
     false = np.zeros((len(people), len(people)))
-    for start in range(0, len(unit), 1024):
-        rows, columns = np.nonzero(unit[start : start + 1024] @ unit.T >= value)
+    for start in range(0, len(subjects), 1024):
+        rows, columns = np.nonzero(faces.at(slice(start, start + 1024)).scores(faces) >= value)
         np.add.at(false, (owner[rows + start], owner[columns]), 1.0)
     np.fill_diagonal(false, 0.0)
     rng = np.random.default_rng(0)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from common.errors import InputError
 from common.intervals import wilson
-from common.metrics import BLOCK_ROWS, Interval, threshold_at_fmr, unit_norm
+from common.metrics import BLOCK_ROWS, Interval, threshold_at_fmr
+from common.scoring import Faces
 
 
 @dataclass(frozen=True)
@@ -140,31 +141,30 @@ def _ends(interval: Interval | None) -> list[float] | None:
     return [interval.low, interval.high] if interval else None
 
 
-def threshold_within(embeddings: NDArray[np.floating], target: float) -> float:
-    """The threshold of FMR `target` over all pairs of embeddings [N, D], one image a person."""
-    unit = unit_norm(embeddings)
-    return threshold_at_fmr((unit @ unit.T)[np.triu_indices(len(unit), 1)], target)
+def threshold_within(faces: Faces, target: float) -> float:
+    """The threshold of FMR `target` over all pairs of faces [N], one image a person."""
+    return threshold_at_fmr(faces.scores(faces)[np.triu_indices(len(faces.vectors), 1)], target)
 
 
 def group_rates(
-    embeddings: NDArray[np.floating],
+    faces: Faces,
     groups: Sequence[str],
     threshold: float,
     subjects: NDArray[np.integer] | None = None,
 ) -> GroupReport:
-    """Errors within each group of embeddings [N, D] at `threshold`.
+    """Errors within each group of faces [N] at `threshold`.
 
     `subjects` [N] are equal where two images show one person; None: each shows another. Raises
     InputError where no group has two persons; a group of one person is left out.
     """
-    unit, labels = unit_norm(embeddings), np.array(groups)
-    persons = np.arange(len(unit)) if subjects is None else subjects
+    labels = np.array(groups)
+    persons = np.arange(len(labels)) if subjects is None else subjects
     rates: list[GroupRate] = []
     for group in sorted(set(groups)):
         mine = np.flatnonzero(labels == group)
         mine = mine[np.argsort(persons[mine], kind="stable")]
         if len(np.unique(persons[mine])) >= 2:
-            rates.append(_rate(group, unit[mine], persons[mine], threshold))
+            rates.append(_rate(group, faces.at(mine), persons[mine], threshold))
     if not rates:
         raise InputError("no group has two images to compare", hint="of different persons")
     rates.sort(key=lambda rate: (-rate.fmr, rate.group))
@@ -173,9 +173,7 @@ def group_rates(
     return GroupReport(threshold, tuple(rates), _gap(matches), _gap(missed) if missed else None)
 
 
-def _rate(
-    group: str, unit: NDArray[np.float32], persons: NDArray[np.integer], threshold: float
-) -> GroupRate:
+def _rate(group: str, faces: Faces, persons: NDArray[np.integer], threshold: float) -> GroupRate:
     """The rates of one group's images, sorted by person.
 
     Pairs that share a person are not independent, so their number would give a far too narrow
@@ -188,25 +186,25 @@ def _rate(
     share = (1 / images[row]).astype(np.float32)
     own = np.zeros(people)
     false_matches = 0
-    for start in range(0, len(unit), BLOCK_ROWS):
+    for start in range(0, len(persons), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
-        matched = (unit[block] @ unit.T >= threshold) & (row[block, None] != row)
+        matched = (faces.at(block).scores(faces) >= threshold) & (row[block, None] != row)
         false_matches += int(np.count_nonzero(matched))
         np.add.at(own, row[block], share[block] * (matched @ share))
-    pairs = (len(unit) ** 2 - int(images @ images)) // 2
+    pairs = (len(persons) ** 2 - int(images @ images)) // 2
     fmr = _worth(own / (people - 1), 4, people / 2, pairs)
     mated, missed = images * (images - 1) // 2, np.zeros(people)
     first = np.cumsum(images) - images
     for person in np.flatnonzero(mated):
-        members = unit[first[person] : first[person] + images[person]]
-        scores = (members @ members.T)[np.triu_indices(len(members), 1)]
+        members = faces.at(slice(first[person], first[person] + images[person]))
+        scores = members.scores(members)[np.triu_indices(images[person], 1)]
         missed[person] = np.count_nonzero(scores < threshold)
     several = np.flatnonzero(mated)
     fnmr = None
     if len(several):
         fnmr = _worth(missed[several] / mated[several], 1, len(several), int(mated.sum()))
     return GroupRate(
-        *(group, len(unit), people, pairs, false_matches // 2, fmr),
+        *(group, len(persons), people, pairs, false_matches // 2, fmr),
         *(len(several), int(mated.sum()), int(missed.sum()), fnmr),
     )
 

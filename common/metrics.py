@@ -49,12 +49,17 @@ class PairScores:
                 raise InputError(f"some {name} scores are not finite", hint="check the model")
 
 
-def all_pairs(embeddings: NDArray[np.floating], subjects: NDArray[np.integer]) -> PairScores:
-    """Cosine of every pair of images, each unordered pair once.
+def all_pairs(
+    embeddings: NDArray[np.floating],
+    subjects: NDArray[np.integer],
+    offsets: NDArray[np.floating] | None = None,
+) -> PairScores:
+    """Score of every pair of images, each unordered pair once.
 
     Args:
         embeddings: [N, D] finite and non-zero; scaled to unit norm here.
         subjects: [N] integers, equal where two images show one person.
+        offsets: [N] what each image takes off its cosines (`common.scoring`); None: nothing.
 
     Returns float32 scores; peak memory is those N(N-1)/2 scores and one block of
     `BLOCK_ROWS` x N. Raises InputError for shapes that differ, NaN, infinite or zero
@@ -64,6 +69,7 @@ def all_pairs(embeddings: NDArray[np.floating], subjects: NDArray[np.integer]) -
         raise InputError(f"{embeddings.shape} embeddings do not fit {subjects.shape} subjects")
     order = np.argsort(subjects, kind="stable")
     unit = unit_norm(embeddings[order])
+    off = None if offsets is None else offsets[order].astype(np.float32)
     numbers, counts = np.unique(subjects, return_counts=True)
     images = counts.astype(np.int64)
     end = np.repeat(np.cumsum(images), images)
@@ -73,9 +79,12 @@ def all_pairs(embeddings: NDArray[np.floating], subjects: NDArray[np.integer]) -
     m = n = 0
     for start in range(0, total, BLOCK_ROWS):
         block = unit[start : start + BLOCK_ROWS] @ unit[start:].T
-        for offset, row in enumerate(block):
-            last = end[start + offset] - start
-            own, others = row[offset + 1 : last], row[last:]
+        if off is not None:
+            block -= off[start : start + BLOCK_ROWS, None]
+            block -= off[start:]
+        for at, row in enumerate(block):
+            last = end[start + at] - start
+            own, others = row[at + 1 : last], row[last:]
             mated[m : (m := m + len(own))] = own
             non_mated[n : (n := n + len(others))] = others
     return PairScores(mated, non_mated, images, numbers.astype(np.int64))

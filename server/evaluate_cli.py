@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from common.detection import Detector
     from common.face import ChipSpec
     from server.evaluation import Evaluation, Shift
+    from server.remedies import Remedy
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -149,6 +151,8 @@ def _print(console: Console, name: str, found: Evaluation) -> None:
         console.print(f"Skipped {count}: {reason}", markup=False, soft_wrap=True)
     if found.groups:
         console.print(_group_table(found.groups))
+    if found.remedies:
+        console.print(_remedy_table(found.remedies))
 
 
 def _rows(found: Evaluation) -> list[tuple[str, str, str]]:
@@ -188,6 +192,27 @@ def _group_table(report: GroupReport) -> Table:
     for rate in report.groups:
         cells = [f"{rate.persons:,}", f"{rate.images:,}", *_cells(rate.false_match)]
         table.add_row(rate.group, *cells, *(_cells(rate.false_non_match) if missed else ()))
+    return table
+
+
+def _remedy_table(remedies: Sequence[Remedy]) -> Table:
+    """Before and after, a scoring a row: the plain one first."""
+    missed = any(group.fnmr is not None for group in remedies[0].groups)
+    columns = ["scoring", "TMR", "worst group", "its FMR", "mean FMR"]
+    columns += ["highest FNMR", "lowest FNMR"] if missed else []
+    title = (
+        f"FMR by group, each scoring at its own threshold of FMR 1e-3 on the data\n"
+        f"(sites of {remedies[0].persons} persons, means over random halves)"
+    )
+    table = Table(*columns, title=title)
+    for remedy in remedies:
+        rates = [group.fnmr for group in remedy.groups if group.fnmr is not None]
+        extra = (f"{max(rates):.2%}", f"{min(rates):.2%}") if missed else ()
+        worst = remedy.worst
+        table.add_row(
+            remedy.name, f"{remedy.tmr:.2%}", worst.group, f"{worst.fmr:.2%}", f"{remedy.mean:.2%}",
+            *extra,
+        )  # fmt: skip
     return table
 
 

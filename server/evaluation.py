@@ -26,6 +26,8 @@ from common.intervals import verification_of
 from common.lfw import LfwResult, lfw_result, read_pairs
 from common.metrics import Verification, all_pairs, lowest_threshold
 from common.network import Network
+from common.scoring import plain
+from server.remedies import Labelled, Remedy, remedies
 
 FMR_TARGET = 1e-3
 IMAGES_AT_ONCE = 2048
@@ -120,6 +122,8 @@ class Evaluation:
         centred: images whose face was not found and taken from the centre (LFW only).
         skipped: images left out.
         groups: false matches by group at `threshold`.
+        remedies: the same under other scorings, the plain one first.
+        labelled: what was compared, where all pairs of it were.
         warnings: what the numbers cannot show.
     """
 
@@ -130,7 +134,9 @@ class Evaluation:
     centred: int
     skipped: tuple[Skipped, ...]
     groups: GroupReport | None = None
+    remedies: tuple[Remedy, ...] = ()
     warnings: tuple[str, ...] = ()
+    labelled: Labelled | None = None
 
     def to_json(self) -> dict[str, object]:
         """One object: the protocol's own keys, then the rest."""
@@ -142,9 +148,13 @@ class Evaluation:
             "persons": self.persons,
             "no_face_centred": self.centred,
             "skipped": dict(sorted(reasons.items())),
-            **({"groups": self.groups.to_json()} if self.groups else {}),
+            **({"groups": self._groups_json(self.groups)} if self.groups else {}),
             "warnings": list(self.warnings),
         }
+
+    def _groups_json(self, groups: GroupReport) -> dict[str, object]:
+        remedies = [remedy.to_json() for remedy in self.remedies]
+        return {**groups.to_json(), **({"remedies": remedies} if remedies else {})}
 
 
 def run(pipeline: Pipeline, data: Path, *, lfw: bool, groups: Path | None) -> Evaluation:
@@ -181,6 +191,7 @@ def evaluate_folder(pipeline: Pipeline, root: Path, *, ci: bool = True) -> Evalu
         0,
         (*unusable, *found.skipped),
         warnings=result.shortages,
+        labelled=Labelled(found.embeddings, labels, np.full(len(labels), "")),
     )
 
 
@@ -245,7 +256,11 @@ def evaluate_groups(pipeline: Pipeline, listed: Listed, measured: Evaluation) ->
     """Add the errors by group, at the measured threshold, of the images that are listed."""
     faces = _grouped(pipeline, listed)
     report = faces.rates(measured.threshold)
-    return replace(measured, groups=report, skipped=(*measured.skipped, *faces.found.skipped))
+    helped: tuple[Remedy, ...] = ()
+    if measured.labelled is not None:
+        helped = remedies(measured.labelled, faces.labelled, FMR_TARGET)
+    skipped = (*measured.skipped, *faces.found.skipped)
+    return replace(measured, groups=report, remedies=helped, skipped=skipped)
 
 
 def evaluate_groups_alone(pipeline: Pipeline, listed: Listed) -> Evaluation:
@@ -253,10 +268,12 @@ def evaluate_groups_alone(pipeline: Pipeline, listed: Listed) -> Evaluation:
     faces = _grouped(pipeline, listed)
     embeddings, persons = faces.found.embeddings, len(np.unique(faces.subjects))
     if persons == len(embeddings):
-        result, threshold = None, threshold_within(embeddings, FMR_TARGET)
+        result, threshold = None, threshold_within(plain(embeddings), FMR_TARGET)
+        helped: tuple[Remedy, ...] = ()
     else:
         scores = all_pairs(embeddings, faces.subjects)
         result, threshold = verification_of(scores), lowest_threshold(scores.non_mated, FMR_TARGET)
+        helped = remedies(None, faces.labelled, FMR_TARGET)
     return Evaluation(
         result,
         threshold,
@@ -265,6 +282,7 @@ def evaluate_groups_alone(pipeline: Pipeline, listed: Listed) -> Evaluation:
         0,
         faces.found.skipped,
         groups=faces.rates(threshold),
+        remedies=helped,
         warnings=result.shortages if result else (),
     )
 
@@ -278,7 +296,11 @@ class _Grouped:
     subjects: NDArray[np.int64]
 
     def rates(self, threshold: float) -> GroupReport:
-        return group_rates(self.found.embeddings, self.groups, threshold, self.subjects)
+        return group_rates(plain(self.found.embeddings), self.groups, threshold, self.subjects)
+
+    @property
+    def labelled(self) -> Labelled:
+        return Labelled(self.found.embeddings, self.subjects, np.array(self.groups))
 
 
 def _grouped(pipeline: Pipeline, listed: Listed) -> _Grouped:

@@ -8,16 +8,19 @@ from numpy.typing import NDArray
 
 from client.calibration import Threshold, for_identification, for_verification
 from common.errors import InputError
+from common.scoring import plain
 
 People = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 def verify_threshold(people: People, fmr: float) -> Threshold:
-    return for_verification(*people, fmr, model_id="m", source="drawn")
+    return for_verification(plain(people[0]), people[1], fmr, model_id="m", source="drawn")
 
 
 def identify_threshold(people: People, fpir: float, gallery: int) -> Threshold:
-    return for_identification(*people, fpir, gallery, model_id="m", source="drawn")
+    return for_identification(
+        plain(people[0]), people[1], fpir, gallery, model_id="m", source="drawn"
+    )
 
 
 def people(count: int, images: int, seed: int) -> People:

@@ -15,6 +15,7 @@ from common.group_labels import GroupedImage, read_gender_lists, read_groups
 from common.groups import GroupReport, group_rates, threshold_within
 from common.intervals import wilson
 from common.metrics import Interval
+from common.scoring import plain
 from server.evaluate_cli import evaluate
 from tests.test_evaluate_cli import lfw_root, persons
 
@@ -56,7 +57,7 @@ def test_rates_equal_a_count_and_the_worst_group_leads() -> None:
     loose, tight = rng.normal(size=(20, 8)), 4 + rng.normal(size=(20, 8))
     embeddings = np.concatenate([loose, tight, rng.normal(size=(1, 8))])
     names = ["loose"] * 20 + ["tight"] * 20 + ["alone"]
-    report = group_rates(embeddings, names, 0.5)
+    report = group_rates(plain(embeddings), names, 0.5)
     unit = tight / np.linalg.norm(tight, axis=1, keepdims=True)
     expected = np.mean((unit @ unit.T)[np.triu_indices(20, 1)] >= 0.5)
     assert [rate.group for rate in report.groups] == ["tight", "loose"]
@@ -69,7 +70,7 @@ def test_rates_equal_a_count_and_the_worst_group_leads() -> None:
 
 
 def test_no_match_at_all_has_no_ratio_and_an_honest_upper_end() -> None:
-    report = group_rates(np.eye(40), ["one"] * 40, 0.5)
+    report = group_rates(plain(np.eye(40)), ["one"] * 40, 0.5)
     assert report.ratio is None
     # 780 pairs of 40 faces are worth at most 20 independent ones when none matched.
     assert report.worst.ci.high == pytest.approx(0.161, abs=0.005)
@@ -78,7 +79,9 @@ def test_no_match_at_all_has_no_ratio_and_an_honest_upper_end() -> None:
 def test_intervals_cover_the_true_rate_although_pairs_share_faces() -> None:
     def rate(seed: int, images: int) -> tuple[float, float, float]:
         rng = np.random.default_rng(seed)
-        worst = group_rates(rng.normal((1.0, 0.0), size=(images, 2)), ["g"] * images, 0.9).worst
+        worst = group_rates(
+            plain(rng.normal((1.0, 0.0), size=(images, 2))), ["g"] * images, 0.9
+        ).worst
         return worst.fmr, worst.ci.low, worst.ci.high
 
     truth = rate(0, 3000)[0]
@@ -101,7 +104,7 @@ def test_each_person_counts_alike_however_often_photographed() -> None:
     embeddings = np.concatenate([embeddings, embeddings[:1] + 0.5 * rng.normal(size=(40, 3))])
     subjects = np.concatenate([subjects, np.zeros(40, dtype=np.int64)])
     order = rng.permutation(len(subjects))
-    report = group_rates(embeddings[order], ["g"] * len(subjects), 0.8, subjects[order])
+    report = group_rates(plain(embeddings[order]), ["g"] * len(subjects), 0.8, subjects[order])
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     scores, worst = unit @ unit.T, report.worst
     images = [np.flatnonzero(subjects == person) for person in range(12)]
@@ -127,7 +130,7 @@ def test_intervals_of_rates_and_of_ratios_cover_the_truth() -> None:
         near[:, 0] += 0.5  # alike
         far, second = people(rng, persons, 3, 0.6)
         return group_rates(
-            np.concatenate([near, far]),
+            plain(np.concatenate([near, far])),
             ["near"] * len(near) + ["far"] * len(far),
             0.9,
             np.concatenate([first, second + persons]),
@@ -188,15 +191,15 @@ def test_a_csv_may_say_whose_each_image_is(tmp_path: Path) -> None:
 
 def test_groups_of_one_image_cannot_be_compared() -> None:
     with pytest.raises(InputError, match="no group has two images"):
-        group_rates(np.eye(3), ["a", "b", "c"], 0.5)
+        group_rates(plain(np.eye(3)), ["a", "b", "c"], 0.5)
 
 
 def test_a_threshold_within_the_groups_keeps_the_fmr_over_all_pairs() -> None:
     embeddings = np.random.default_rng(0).normal(size=(100, 6))
-    report = group_rates(embeddings, ["g"] * 100, threshold_within(embeddings, 0.01))
+    report = group_rates(plain(embeddings), ["g"] * 100, threshold_within(plain(embeddings), 0.01))
     assert report.worst.false_matches == int(0.01 * report.worst.pairs)
     with pytest.raises(InputError, match="435 non-mated pairs cannot show"):
-        threshold_within(embeddings[:30], 1e-3)
+        threshold_within(plain(embeddings[:30]), 1e-3)
 
 
 def test_an_lfw_root_gives_both_errors_by_gender(

@@ -20,6 +20,7 @@ from common.dataset import images_of, list_subjects, load_chips
 from common.detection import DlibDetector
 from common.errors import ImageError, InputError, Refused
 from common.network import Network, public_network
+from common.scoring import plain
 from common.sealing import KeyFileLock
 
 LFW = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "lfw" / "images"
@@ -63,8 +64,14 @@ def calibrated(
     engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]], gallery: int = 4
 ) -> Recogniser:
     known = (engine.model_id, "lfw")
-    engine.use(for_verification(*public, 1e-3, model_id=known[0], source=known[1]))
-    engine.use(for_identification(*public, 0.05, gallery, model_id=known[0], source=known[1]))
+    engine.use(
+        for_verification(plain(public[0]), public[1], 1e-3, model_id=known[0], source=known[1])
+    )
+    engine.use(
+        for_identification(
+            plain(public[0]), public[1], 0.05, gallery, model_id=known[0], source=known[1]
+        )
+    )
     return engine
 
 
