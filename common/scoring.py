@@ -77,7 +77,7 @@ class Faces:
     vectors: Floats
     offsets: NDArray[np.float64]
 
-    def at(self, rows: NDArray[np.integer] | slice) -> Faces:
+    def at(self, rows: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Faces:
         """Some of the rows."""
         return Faces(self.vectors[rows], self.offsets[rows])
 

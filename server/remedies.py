@@ -26,7 +26,8 @@ SITE: Final = 30  # persons of each group at the site
 HALVES: Final = 8
 EPSILON, DELTA = 2.0, 1e-4
 NOISE_MULTIPLIER: Final = 1.734  # of one Gaussian release of that epsilon; a test recomputes it
-SHARES: Final = (0.5, 0.75, 1.0, 1.25, 1.5)
+SHARES: Final = (0.5, 1.0, 1.5, 2.0)
+RELEASED: Final = 300  # persons of a release over several sites of one group
 _MEASURED: Final = 100  # persons of each group
 _DATA: Final = 1500  # persons whose pairs give the threshold, `_IMAGES` each at most
 _IMAGES: Final = 4
@@ -157,21 +158,27 @@ def _scorings(
 ) -> list[tuple[str, Faces, Faces]]:
     """Every scoring's name, and the faces of data and rest under it."""
     own = [_people(site.at(np.flatnonzero(site.groups == group))) for group in groups]
-    of_data = Scorer.of(Choice(1.0, 0.0), _people(data)).faces(data.embeddings)
+    means = [rows.mean(axis=0, dtype=np.float64) for rows in own]
+    of_data = _people(data)
     result = [("plain", plain(data.embeddings), plain(rest.embeddings))]
 
-    def apart(means: Sequence[NDArray[np.floating]]) -> Faces:
-        """The rest, each group less its own mean."""
+    def apart(name: str, taken: Sequence[NDArray[np.float64]], share: float) -> None:
+        """Take a mean off each group of the rest, and a share of their own off the data."""
         vectors = np.empty_like(rest.embeddings)
-        for group, mean in zip(groups, means, strict=True):
+        for group, mean in zip(groups, taken, strict=True):
             rows = np.flatnonzero(rest.groups == group)
             vectors[rows] = plain(rest.embeddings[rows]).vectors - mean
-        return plain(vectors)
+        ready = Scorer.of(Choice(share, 0.0), of_data).faces(data.embeddings)
+        result.append((name, ready, plain(vectors)))
 
-    means = [rows.mean(axis=0, dtype=np.float64) for rows in own]
-    result.append(("own mean off", of_data, apart(means)))
-    noised = [_noised(mean, len(rows), rng) for mean, rows in zip(means, own, strict=True)]
-    result.append((f"own mean off, simulated noise of epsilon {EPSILON:g}", of_data, apart(noised)))
+    apart("own mean off", means, 1.0)
+    for persons, words in ((None, "each site's own"), (RELEASED, f"{RELEASED} persons'")):
+        noised = [
+            _noised(mean, persons or len(rows), rng) for mean, rows in zip(means, own, strict=True)
+        ]
+        share = float(np.mean([share for _, share in noised]))
+        name = f"own mean off, simulated noise of epsilon {EPSILON:g}, {words}"
+        apart(name, [share * seen for seen, _ in noised], share)
     mixed = np.concatenate(own)
     for share in SHARES:
         scorer = Scorer.of(Choice(0.0, share), mixed)
@@ -182,12 +189,14 @@ def _scorings(
 
 def _noised(
     mean: NDArray[np.float64], persons: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """A mean of unit vectors with noise, shrunk by what is known of it (James and Stein 1961)."""
+) -> tuple[NDArray[np.float64], float]:
+    """A mean of unit vectors as released for `persons`, and the share of it that the noise leaves.
+
+    The share is James and Stein's (1961): known from the release and its noise alone.
+    """
     deviation = NOISE_MULTIPLIER / persons
     seen = mean + rng.normal(0.0, deviation, mean.shape)
-    shrunk: NDArray[np.float64] = seen * max(0.0, 1 - len(seen) * deviation**2 / float(seen @ seen))
-    return shrunk
+    return seen, max(0.0, 1 - len(seen) * deviation**2 / float(seen @ seen))
 
 
 def _people(labelled: Labelled) -> Floats:

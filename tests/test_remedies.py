@@ -41,10 +41,11 @@ def test_a_threshold_that_fails_a_crowded_group_is_mended_by_its_mean_and_by_a_c
     assert own.worst.fmr < before.worst.fmr / 5
     cohorts = [found[f"mixed cohort, {share:.0%} of the crowding off"] for share in SHARES]
     worst = [remedy.worst.fmr for remedy in cohorts]
-    assert worst[-1] < before.worst.fmr / 5 and worst == sorted(worst, reverse=True)
+    assert worst[1] < worst[0] < before.worst.fmr and worst[-1] < before.worst.fmr / 5
     assert before.persons == 60 and 0 < before.tmr <= 1
-    noised = found[f"own mean off, simulated noise of epsilon {EPSILON:g}"]
-    assert own.worst.fmr < noised.worst.fmr < before.worst.fmr  # noise costs, and is not hidden
+    noised = [remedy for name, remedy in found.items() if "simulated noise" in name]
+    few, many = (remedy.worst.fmr for remedy in noised)
+    assert own.worst.fmr <= many < few  # noise costs, the less the more persons share it
     assert before.to_json()["worst"] == "group 2" and HALVES > 1
 
 

@@ -16,7 +16,8 @@ DIM, PERSONS = 24, 60
 def faces(count: int, seed: int, near: float = 1.0) -> NDArray[np.float32]:
     """Unit embeddings [count, DIM] around a common direction: the crowd of a real network."""
     rows = np.random.default_rng(seed).normal(size=(count, DIM)) + near
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    unit: NDArray[np.float32] = plain(rows).vectors
+    return unit
 
 
 def by_hand(
