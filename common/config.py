@@ -14,11 +14,13 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 from common.errors import InputError
 
 T = TypeVar("T")
+# Editors of Windows put it before a text; neither TOML nor JSON allows it (RFC 8259, 8.1).
+_MARK: Final = "\ufeff"
 
 
 def parse(kind: type[T], values: Mapping[str, Any], *, where: str = "configuration") -> T:
@@ -85,16 +87,24 @@ def to_json(value: Any) -> str:
 def from_json(kind: type[T], text: str, *, where: str = "configuration") -> T:
     """Return the dataclass `kind` from JSON text; malformed text is an InputError."""
     try:
-        values = json.loads(text)
+        values = json.loads(text.removeprefix(_MARK))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from error
     return parse(kind, values, where=where)
 
 
+def read_text(path: Path) -> str:
+    """Return what a file in UTF-8 says, without a byte order mark.
+
+    Raises OSError and UnicodeDecodeError.
+    """
+    return path.read_text(encoding="utf-8-sig")
+
+
 def read_json(kind: type[T], path: Path) -> T | None:
     """Return the dataclass `kind` from a JSON file, None where there is none; errors name it."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -105,8 +115,10 @@ def read_json(kind: type[T], path: Path) -> T | None:
 def from_toml(kind: type[T], path: Path) -> T:
     """Return the dataclass `kind` from a TOML file; a missing or malformed file is named."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = tomllib.loads(read_text(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {path}: {error}", hint="save it as UTF-8") from error
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return parse(kind, values, where=path.name)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common.config import to_json
+from common.config import read_text, to_json
 from common.errors import InputError
 from common.randomness import fresh_key
 from common.storage import make_private_directory, write_private
@@ -39,7 +39,7 @@ class RunFolder:
         if path is None or not (path / "settings.json").is_file():
             raise InputError("--resume needs --out with the folder of a run that was started")
         try:
-            settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+            settings = json.loads(read_text(path / "settings.json"))
             run_id, started = str(settings["run_id"]), settings["experiment"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path / 'settings.json'} cannot be read: {error}") from error

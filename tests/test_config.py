@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import digest, from_json, from_toml, parse, to_json
+from common.config import digest, from_json, from_toml, parse, read_json, to_json
 from common.constants import LossConfig
 from common.contract import Contract, Privacy
 from common.errors import InputError
@@ -111,3 +111,16 @@ def test_toml_is_read_and_a_broken_file_is_named(tmp_path: Path) -> None:
         from_toml(LossConfig, good)
     with pytest.raises(InputError, match="absent"):
         from_toml(LossConfig, tmp_path / "absent.toml")
+
+
+def test_a_byte_order_mark_before_toml_or_json_is_no_fault(tmp_path: Path) -> None:
+    """Editors of Windows write one, and who wrote `training.toml` cannot see it."""
+    path = tmp_path / "loss"
+    path.write_bytes(b'\xef\xbb\xbfname = "triplet"\nmargin = 0.1\n')
+    assert from_toml(LossConfig, path) == LossConfig("triplet", margin=0.1)
+    path.write_bytes(b"\xef\xbb\xbf" + to_json(CONTRACT).encode())
+    assert read_json(Contract, path) == CONTRACT
+    assert from_json(Contract, path.read_bytes().decode()) == CONTRACT
+    path.write_bytes('name = "triplet"\n'.encode("utf-16"))
+    with pytest.raises(InputError, match="UTF-8"):
+        from_toml(LossConfig, path)

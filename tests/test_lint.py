@@ -213,6 +213,19 @@ def test_toml_is_read_as_json_is(tmp_path: Path) -> None:
     assert lint_project(read(path)).findings == ()
 
 
+def test_a_byte_order_mark_hides_no_setting_and_no_source(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    path = recorded({"loss_sees": "batch"}, tmp_path)
+    path.write_bytes(mark + path.read_bytes())
+    assert broken(lint_project(read(path))) == {"coupled-loss"}
+    folder = tmp_path / "project"
+    folder.mkdir()
+    mods = b"from flwr.client.mod import secaggplus_mod\nmods = [secaggplus_mod]\n"
+    (folder / "app.py").write_bytes(mark + mods)
+    (folder / "pyproject.toml").write_bytes(mark + b"[tool.flwr.app.config]\n")
+    assert broken(lint_project(read(folder))) == {"flower-secagg", "no-mechanism"}
+
+
 def test_a_folder_with_nothing_to_lint_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither a run nor Python sources"):
         read(tmp_path)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common.config import read_text
 from common.errors import InputError
 from common.ledger import Ledger, LedgerReport, verify
 from server.lint.project import Project, Recorded, Unread
@@ -118,7 +119,7 @@ def _project(folder: Path) -> Project:
         try:
             if path.stat().st_size > _LARGEST:
                 raise ValueError(f"larger than {_LARGEST:,} bytes")
-            sources.append(parse_source(name, path.read_text(encoding="utf-8-sig"), config))
+            sources.append(parse_source(name, read_text(path), config))
         except (OSError, ValueError, RecursionError) as error:
             unread.append(Unread(name, str(error)))
     if not sources and not unread:
@@ -140,7 +141,7 @@ def _run_config(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        table: Any = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        table: Any = tomllib.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     for key in ("tool", "flwr", "app", "config"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.composition import Event
-from common.config import from_json, from_toml
+from common.config import from_json, from_toml, read_text
 from common.errors import InputError
 from common.spending import event_of
 
@@ -96,7 +96,7 @@ def read_settings(path: Path) -> Settings:
     if path.suffix != ".json":
         return from_toml(Settings, path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return from_json(Settings, text, where=path.name)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from common.config import parse
+from common.config import parse, read_text
 from common.errors import InputError
 from common.metrics import DetCurve, Verification
 from common.storage import write_private
@@ -204,7 +204,7 @@ def read_run(folder: Path) -> RunRecord:
     """The record of a run folder; any surprise in its `run.json` is an InputError."""
     path = folder / "run.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         return run_from_json(json.loads(text))
     except OSError as error:
         raise InputError(
