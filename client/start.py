@@ -9,18 +9,23 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from client.consent import SitePolicy
 from client.folder_config import FolderConfig
-from common.bundle import CONTRACT, Bundle
+from common.bundle import CONTRACT, ROSTER_KEY, Bundle
 from common.bundle_options import OpenedBundle
 from common.errors import InputError, Refused
+from common.ledger import Ledger
 from common.pinning import pin
 from common.roster import Roster
-from common.storage import make_private_directory, write_private
+from common.storage import own_directory, write_private
 from common.supervision import Part, Supervision, become_supervisor, only_one, python
 from common.terms import Terms
+
+POLICY: Final = "policy.toml"
+# One of these is in the state of every site that was ever started.
+OURS: Final = (POLICY, ROSTER_KEY, Ledger.FILE_NAME)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def terms_of(bundle: Bundle) -> Terms:
 
 def policy_path(state: Path) -> Path:
     """Return where a site's policy lies in its state."""
-    return state / "policy.toml"
+    return state / POLICY
 
 
 def settle_policy(bundle: Bundle, state: Path, given: Path | None, *, accept: bool) -> SitePolicy:
@@ -60,7 +65,7 @@ def settle_policy(bundle: Bundle, state: Path, given: Path | None, *, accept: bo
     A given file is taken in; `accept` takes the terms of the bundle. What was settled before is
     never replaced by other terms unasked.
     """
-    path = policy_path(make_private_directory(state))
+    path = policy_path(own_directory(state, OURS))
     if given is not None:
         policy = SitePolicy.read(given)
         write_private(path, given.read_bytes())

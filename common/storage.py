@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from common.errors import PathError, StorageError
+from common.errors import InputError, PathError, StorageError
+
+# What whoever works in a directory holds (`common.supervision`); a start that failed leaves it.
+LOCK: Final = "lock"
 
 # What only another path mends; everything else is a disk that says no.
 _PATH_FAULTS: Final = frozenset(
@@ -19,16 +23,35 @@ _PATH_FAULTS: Final = frozenset(
 def make_private_directory(path: Path) -> Path:
     """Create a directory, and the parents that are missing, for its owner only, and return it.
 
+    One that is there is left as it is: whose it is, and who may look into it, is not ours to say.
     Raises PathError where something else is in the way, StorageError where the disk refuses.
     """
     try:
         for missing in reversed([p for p in (path, *path.parents) if not p.exists()]):
             missing.mkdir(mode=0o700, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
-        path.chmod(0o700)
     except OSError as error:
         raise storage_error(f"cannot create {path}", error) from error
     return path
+
+
+def own_directory(path: Path, marks: Collection[str]) -> Path:
+    """Return a private directory that holds what we keep, and nothing of anyone else.
+
+    It is made if it is not there, and taken if it is empty, or was ours: then it holds one of the
+    files `marks`. Any other is an InputError, and stays as it is.
+    """
+    if path.is_dir():
+        try:
+            held = {entry.name for entry in path.iterdir()}
+        except OSError as error:
+            raise storage_error(f"cannot read {path}", error) from error
+        if held - {LOCK} and not held & set(marks):
+            raise InputError(
+                f"{path} is there and holds something else: {sorted(held)[0]!r}",
+                hint="name a folder that is empty or not there",
+            )
+    return make_private_directory(path)
 
 
 def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:

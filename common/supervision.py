@@ -12,15 +12,19 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from common.config import to_json
 from common.errors import InputError, VeilfaceError
-from common.storage import make_private_directory
+from common.storage import LOCK, make_private_directory
+
+# A killed supervisor's parts are killed with it; the largest takes a moment to be gone.
+_PARTS_END_WITHIN: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Supervision:
 
     Attributes:
         lock: descriptor of the lock that it and its parts hold.
-        scratch: folder that is removed at the end; empty for none.
+        scratch: folder that is removed at the end; empty for none. Of one that was killed it stays
+            until the next start.
     """
 
     parts: tuple[Part, ...]
@@ -57,28 +62,65 @@ class Supervision:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[int]:
-    """Hold a folder's lock, and yield its descriptor, which parts inherit; InputError if taken."""
-    path = make_private_directory(folder) / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Hold a folder's lock, and yield its descriptor, which parts inherit; InputError if taken.
+
+    The lock holds the process id of who took it. Where that was killed, the parts that still hold
+    it are about to end, and are waited for.
+    """
+    descriptor = _opened(folder)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{folder} is in use by another process", hint="stop it first, or wait"
-            ) from error
+        deadline = time.monotonic() + _PARTS_END_WITHIN
+        while not _locked(descriptor):
+            holder = _holder(descriptor)
+            if time.monotonic() > deadline or _lives(holder):
+                raise InputError(
+                    f"{folder} is in use by another process, {holder}",
+                    hint="stop it first, or wait",
+                )
+            time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def is_running(folder: Path) -> bool:
-    """Say whether someone holds a folder's lock."""
+    """Say whether someone works in a folder: holds its lock, and was not killed."""
+    descriptor = _opened(folder)
     try:
-        with only_one(folder):
-            return False
-    except InputError:
+        return not _locked(descriptor) and _lives(_holder(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _opened(folder: Path) -> int:
+    path = make_private_directory(folder) / LOCK
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(descriptor: int) -> int:
+    """The process id in a lock; 0 where none was written."""
+    text = os.pread(descriptor, 32, 0).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
         return True
+    return process > 0
 
 
 def become_supervisor(supervision: Supervision) -> NoReturn:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from common.config import from_json
@@ -79,7 +80,7 @@ def _start(part: Part, lock: int) -> subprocess.Popen[bytes]:
         env={**os.environ, **part.environment},
         pass_fds=(lock,),
         start_new_session=True,  # a key press reaches the supervisor alone, which stops in order
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
     )
     assert process.stdin is not None
     with process.stdin as pipe:
@@ -90,8 +91,10 @@ def _start(part: Part, lock: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # killed a moment ago: nobody would ever end this part
+        os._exit(1)
 
 
 def _wait_until_ready(one: _Running, stop: threading.Event) -> None:

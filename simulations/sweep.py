@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Final, Literal, get_args
 from common.config import from_json, to_json
 from common.errors import InputError, Refused, VeilfaceError
 from common.storage import make_private_directory, write_private
+from common.supervision import python
 
 Trust = Literal["local", "central", "secagg", "none"]
 TRUSTS: Final[tuple[Trust, ...]] = get_args(Trust)
@@ -196,7 +196,7 @@ def _start(folder: SweepFolder, lock: int, cell: Cell) -> subprocess.Popen[bytes
     own = [*cell.arguments(folder.base.sites), "--out", str(out), "--json", *resume]
     with _log(folder, cell).open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "common.cli", "simulate", *folder.base.arguments(), *own],
+            [*python("common.cli"), "simulate", *folder.base.arguments(), *own],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,

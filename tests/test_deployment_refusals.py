@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -124,6 +125,32 @@ def test_a_state_in_use_is_named(rig: Rig) -> None:
     ):  # fmt: skip
         with only_one(where):
             refused(2, "in use by another process", *words)
+
+
+def test_a_folder_of_someone_else_is_neither_filled_nor_closed(rig: Rig) -> None:
+    """`--state server` in a checkout names the source package."""
+    theirs = rig.root / "checkout"
+    theirs.mkdir(mode=0o755)
+    (theirs / "__init__.py").write_text("# theirs\n")
+    for words in (site(rig, "--accept-terms"), server(rig)):
+        refused(2, "holds something else", *words, "--state", theirs)
+        assert [path.name for path in theirs.iterdir()] == ["__init__.py"]
+        assert theirs.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_killed_server_leaves_no_keys_outside_its_folder_and_the_next_removes_those_in_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = rig.root / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    found = []
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="not refused"):  # as if killed right after
+            command(*server(rig))
+        found.append({path.read_bytes() for path in rig.root.rglob("inside.key")})
+    assert list(temporary.iterdir()) == []
+    assert [len(keys) for keys in found] == [1, 1] and found[0] != found[1]
 
 
 def test_a_port_that_is_taken_ends_the_server_and_is_named(rig: Rig) -> None:

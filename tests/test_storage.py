@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import PathError, StorageError
-from common.storage import make_private_directory, write_private
+from common.errors import InputError, PathError, StorageError
+from common.storage import make_private_directory, own_directory, write_private
 from server.deployment.folder import Contacts, ServerFolder
 
 
@@ -27,9 +27,30 @@ def test_a_folder_and_its_new_parents_are_for_their_owner_alone(umask: int, tmp_
     assert tmp_path.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_folder_that_is_open_to_others_is_closed(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir(mode=0o755)
-    assert make_private_directory(tmp_path / "a").stat().st_mode & 0o777 == 0o700
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o1777])
+def test_a_folder_that_we_did_not_make_keeps_its_mode(mode: int, tmp_path: Path) -> None:
+    """Whoever names a home, a project or /tmp by mistake must not find it closed to everyone."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a").chmod(mode)
+    make_private_directory(tmp_path / "a")
+    made = own_directory(tmp_path / "a", ("mark",))
+    assert made.stat().st_mode & 0o7777 == mode
+
+
+def test_a_folder_of_ours_is_new_or_empty_or_was_ours(tmp_path: Path) -> None:
+    def refused(path: Path) -> None:
+        with pytest.raises(InputError, match="holds something else"):
+            own_directory(path, ("mark",))
+
+    made = own_directory(tmp_path / "new", ("mark",))
+    assert made.stat().st_mode & 0o777 == 0o700
+    (made / "lock").touch()
+    own_directory(made, ("mark",))
+    (made / "other").touch()
+    refused(made)
+    (made / "mark").touch()
+    own_directory(made, ("mark",))
+    refused(tmp_path)
 
 
 def test_a_file_where_a_folder_belongs_is_named(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def sweep(people: Path, out: Path, *options: str) -> list[str]:
     rest = ["--", "--backbone", "lenet", "--aligned", "--rounds", "2"]
     code = "from simulations.sweep_cli import sweep; sweep.main(prog_name='sweep')"
     own = [*shared, "--out", str(out), *options, *rest, "--cache", str(out.parent / "cache")]
-    return [sys.executable, "-c", code, *own]
+    return [sys.executable, "-P", "-c", code, *own]
 
 
 def test_a_killed_sweep_goes_on_and_keeps_what_is_finished(
@@ -107,7 +107,12 @@ def test_a_killed_sweep_goes_on_and_keeps_what_is_finished(
     cells = ("--epsilons", "4", "--trusts", "central,none", "--seeds", "0")
     command = sweep(people_folder, out, *cells)
     first, second = out / "runs" / "central-epsilon-4-seed-0", out / "runs" / "none-seed-0"
-    started = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    # Someone's own module in the folder that the sweep is started in: it is not ours to run.
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "common.py").write_text("raise SystemExit('their module ran')\n")
+    started = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=tmp_path / "theirs"
+    )
     until(lambda: (second / "settings.json").is_file(), "the second run begins", every=QUICK)
     (left_behind,) = psutil.Process(started.pid).children()
     left_behind.suspend()

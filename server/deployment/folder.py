@@ -3,6 +3,7 @@
 roster, roster.pub      the newest roster, and the key that signs it
 terms.json              the terms of training from the server's bundle, if it has any
 superlink.db            Flower's own state
+inside/                 keys between the parts of one `server up`; the next start makes new ones
 sites.json              which site was heard of when, rewritten every few seconds
 front.json, tokens      what the front counted; hashes of the page's tokens
 runs/RUN/request.json   what was asked for; a run is there from this file on
@@ -142,6 +143,10 @@ class ServerFolder:
     @property
     def superlink(self) -> Path:
         return self.path / "superlink.db"
+
+    @property
+    def inside(self) -> Path:
+        return self.path / "inside"
 
     @property
     def roster_store(self) -> RosterStore:

@@ -52,7 +52,11 @@ class Inside:
 
     @classmethod
     def make(cls, directory: Path) -> Inside:
-        """Choose a free port, and make a certificate for it and the executor's secret."""
+        """Choose a free port, and make a certificate for it and the executor's secret.
+
+        What a killed `server up` left in the directory is removed.
+        """
+        shutil.rmtree(directory, ignore_errors=True)
         make_private_directory(directory)
         with closing(socket.create_server((_LOOPBACK, 0))) as probe:
             port = int(probe.getsockname()[1])
@@ -86,6 +90,7 @@ class Inside:
         if found is None:
             raise InputError("flower-superlink is not installed", hint="pip install veilface")
         command = [
+            *((sys.executable, "-P") if program.exists() else ()),
             found,
             *("--host", _LOOPBACK, "--port", str(self.port)),
             *("--ssl-ca-certfile", str(self.certificate)),

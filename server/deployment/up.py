@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from common.bundle import CONTRACT
+from common.bundle import CONTRACT, ROSTER_KEY
 from common.bundle_options import OpenedBundle
 from common.pinning import pin
 from common.roster import Roster
-from common.storage import write_private
+from common.storage import own_directory, write_private
 from common.supervision import Part, Supervision, become_supervisor, only_one, python
 from common.web.server import bracketed
 from server.deployment.folder import ServerFolder
@@ -47,9 +46,9 @@ def up(
 
     `listen` and `page` are the hosts and ports of front and status page.
     """
-    with only_one(path) as lock:
+    with only_one(own_directory(path, (ROSTER_KEY,))) as lock:
         folder = install(opened, path)
-        inside = Inside.make(Path(tempfile.mkdtemp(prefix="veilface-")))
+        inside = Inside.make(folder.inside)
         parts = (
             inside.part(folder.superlink),
             _front(opened, folder, inside, listen),

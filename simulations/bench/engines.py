@@ -92,7 +92,7 @@ def measure(engine: str) -> Measured:
         f"print(json.dumps(run_engine({engine!r})), file=sys.stderr)"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
