@@ -54,6 +54,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from common.bundle import CA, NODE_KEY, Bundle
 from common.errors import InputError, Refused, VeilfaceError
 from common.liveness import HEARTBEAT_SECONDS
+from common.proxy import host_of, proxy_to
 
 # A public bank and a model are tens of megabytes; a hostile server could send without end.
 MESSAGE_LIMIT: Final = 1 << 30
@@ -94,8 +95,11 @@ class ServerLink:
         trust.minimum_version = ssl.TLSVersion.TLSv1_3
         trust.load_verify_locations(cadata=bundle.file(CA).decode())
         self._public_key = public_key_to_bytes(key.public_key())
+        where = address or bundle.manifest.server
+        proxy = proxy_to(host_of(where))
+        self._where = f"{where} (by the proxy {proxy} of the environment)" if proxy else where
         self._client = FleetHttpClient(
-            f"https://{address or bundle.manifest.server}",
+            f"https://{where}",
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
@@ -135,7 +139,7 @@ class ServerLink:
         request = ActivateNodeRequest(
             public_key=self._public_key, heartbeat_interval=HEARTBEAT_SECONDS
         )
-        self._node = Node(node_id=_ask(lambda: self._client.ActivateNode(request)).node_id)
+        self._node = Node(node_id=self._ask(lambda: self._client.ActivateNode(request)).node_id)
         return self.node_id
 
     def resume(self, node_id: int) -> None:
@@ -145,18 +149,20 @@ class ServerLink:
     def leave(self) -> None:
         """Tell the server that this site is going; it is not asked again."""
         try:
-            _ask(lambda: self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id)))
+            self._ask(
+                lambda: self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
+            )
         except (Unreachable, Refused):
             return  # it is not on the list, or will be struck off it when its heartbeat stops
 
     def heartbeat(self) -> bool:
         """Tell the server that this site lives; False if the server has forgotten it."""
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)
-        return bool(_ask(lambda: self._client.SendNodeHeartbeat(request)).success)
+        return bool(self._ask(lambda: self._client.SendNodeHeartbeat(request)).success)
 
     def pull(self) -> Delivery | None:
         """Return the next message for this site, without its content, or None."""
-        answer = _ask(lambda: self._client.PullMessages(PullMessagesRequest(node=self._node)))
+        answer = self._ask(lambda: self._client.PullMessages(PullMessagesRequest(node=self._node)))
         if not answer.messages_list or not answer.message_object_trees:
             return None
         try:
@@ -168,7 +174,7 @@ class ServerLink:
     def app_of(self, run_id: int) -> str:
         """Return the hash of the app bundle that a run states."""
         request = GetRunRequest(node=self._node, run_id=run_id)
-        return str(_ask(lambda: self._client.GetRun(request)).run.fab_hash)
+        return str(self._ask(lambda: self._client.GetRun(request)).run.fab_hash)
 
     def fetch(self, delivery: Delivery) -> Message:
         """Return the message with its content.
@@ -180,7 +186,7 @@ class ServerLink:
 
         def limited(object_id: str) -> bytes:
             nonlocal received
-            content = _ask(lambda: pull(object_id))
+            content = self._ask(lambda: pull(object_id))
             received += len(content)
             if received > MESSAGE_LIMIT:
                 raise Refused(f"the server sent a message of more than {MESSAGE_LIMIT} bytes")
@@ -193,7 +199,7 @@ class ServerLink:
             message = pull_and_inflate_object_from_tree(
                 delivery.tree,
                 limited,
-                lambda name: _ask(lambda: confirm(name)),
+                lambda name: self._ask(lambda: confirm(name)),
                 return_type=Message,
                 max_time=_ARRIVES_WITHIN,
                 initial_backoff=_FIRST_WAIT,
@@ -224,18 +230,31 @@ class ServerLink:
                 message_object_trees=[get_object_tree(reply)],
                 clientapp_runtime_list=[0.0],  # how long it took is nobody's business
             )
-            wanted = _ask(lambda: self._client.PushMessages(request))
+            wanted = self._ask(lambda: self._client.PushMessages(request))
             push = make_push_object_fn_protobuf(
                 self._client.PushObject, self._node, reply.metadata.run_id, wanted.session_id
             )
             try:
                 push_objects(
                     get_all_nested_objects(reply),
-                    lambda name, content: _ask(lambda: push(name, content)),
+                    lambda name, content: self._ask(lambda: push(name, content)),
                     object_ids_to_push=set(wanted.objects_to_push),
                 )
             except ObjectPushError as error:
                 raise Unreachable(f"an answer was not taken: {error}") from error
+
+    def _ask(self, call: Callable[[], Answer]) -> Answer:
+        """Make a call; what can pass by itself is Unreachable, anything else is Refused."""
+        try:
+            return call()
+        except httpx.HTTPStatusError as error:
+            raise _said(error.response) from error
+        except ssl.SSLError as error:
+            raise Unreachable(f"no trusted connection to {self._where}: {error}") from error
+        except httpx.TransportError as error:
+            raise Unreachable(f"{self._where} cannot be reached: {error}") from error
+        except ValueError as error:
+            raise Unreachable(f"the server's answer is malformed: {error}") from error
 
 
 def _must_be_plain(response: httpx.Response) -> None:
@@ -246,20 +265,12 @@ def _must_be_plain(response: httpx.Response) -> None:
         raise Refused(f"the server's answer ({response.status_code}) is not one of a SuperLink")
 
 
-def _ask(call: Callable[[], Answer]) -> Answer:
-    """Make a call; what can pass by itself is Unreachable, anything else is Refused."""
-    try:
-        return call()
-    except httpx.HTTPStatusError as error:
-        code = error.response.status_code
-        told = FlowerError.from_json(error.response.text)
-        said = f"the server answers {code}" + (f": {told.message[:_SHOWN]!r}" if told else "")
-        if code >= 500 or code == httpx.codes.TOO_MANY_REQUESTS:
-            raise Unreachable(said) from error
-        raise Refused(said) from error
-    except ssl.SSLError as error:
-        raise Unreachable(f"no trusted connection: {error}") from error
-    except httpx.TransportError as error:
-        raise Unreachable(f"the server cannot be reached: {error}") from error
-    except ValueError as error:
-        raise Unreachable(f"the server's answer is malformed: {error}") from error
+def _said(response: httpx.Response) -> VeilfaceError:
+    """What an answer that is none means."""
+    code = response.status_code
+    told = FlowerError.from_json(response.text)
+    said = f"the server answers {code}" + (f": {told.message[:_SHOWN]!r}" if told else "")
+    if code >= 500 or code == httpx.codes.TOO_MANY_REQUESTS:
+        return Unreachable(said)
+    strange = code == httpx.codes.UNAUTHORIZED and not told
+    return Refused(said, hint="is this site on the server's roster?" if strange else "")

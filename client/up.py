@@ -16,6 +16,7 @@ from client.masked_site import Identity
 from client.node import Node
 from client.start import policy_path
 from common.bundle_options import open_from_stdin
+from common.proxy import host_of, stays_here, without_proxy
 from common.supervision import run_part, stop_on_signals
 
 
@@ -38,6 +39,8 @@ def main() -> NoReturn:
         policy.check_installed()
         folder = FolderConfig(given.data, given.state, given.aligned, given.weights, given.cache)
         opened = open_folder(folder, policy, Identity.of(bundle, given.state))
+        if stays_here(address := given.server or bundle.manifest.server):
+            without_proxy(host_of(address))
         link = partial(ServerLink, bundle, given.server)
         Node(link, make_app(lambda context: opened), policy, given.state, stop).run()
 

@@ -113,6 +113,9 @@ def cancel_command(state: Path, run_id: str) -> None:
     folder = ServerFolder(state)
     folder.roster()
     run = folder.run(run_id)
+    ended = run.state(run.progress())
+    if ended in ("finished", "failed"):
+        raise InputError(f"run {run.name} has {ended}: there is nothing to cancel")
     run.cancel()
     click.echo(f"run {run.name} is cancelled")
 

@@ -46,6 +46,17 @@ def test_a_run_that_waits_ends_with_the_request(folder: ServerFolder, state: Sta
     assert "run queued: cancelled" in command("server", "status", "--state", folder.path).out
 
 
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_a_run_that_has_ended_cannot_be_cancelled_and_stays_what_it_is(
+    folder: ServerFolder, state: State
+) -> None:
+    run = ask(folder, "over", 9, "2026-11-24T10:00:00Z")
+    run.report(Progress(state, 3, 9, 1.0, 1e-5, 9.0, (), {}, "why", ""))
+    done = command("server", "cancel", "--state", folder.path, "over")
+    assert (done.code, f"run over has {state}" in done.err, done.out) == (2, True, "")
+    assert not run.cancelled and run_status(run).state == state
+
+
 class Nowhere(Inside):
     """No SuperLink is asked anything here."""
 

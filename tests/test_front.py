@@ -358,10 +358,14 @@ def test_a_site_is_out_from_the_moment_its_revocation_is_taken_up(
         assert status(up.post(PULL, signed(key))) == 200
         revoke_sites(tmp_path / "fed", ("b",), OPEN)
         made.take_roster()
-        assert status(up.post(PULL, signed(key))) == 401
+        answer = up.post(PULL, signed(key))
+        assert status(answer) == 401 and b"this site was revoked" in answer
+        stranger = up.post(PULL, signed(key, by=made.key("a")))
+        assert status(stranger) == 401 and b"revoked" not in stranger, "told to nobody else"
         assert status(up.post(PULL, signed(made.key("a")))) == 200
     assert [(line["who"], line["reason"]) for line in up.lines if line["event"] == "refused"] == [
-        ("127.0.0.1", "revoked")
+        ("127.0.0.1", "revoked"),
+        ("127.0.0.1", "signature"),
     ]
 
 
@@ -428,7 +432,7 @@ def test_a_real_superlink_is_reached_by_its_sites_and_by_nobody_else(
                 link.resume(joined)
                 link.leave()
             revoked = ServerLink(Bundle.read(made.c), up.address)
-            with revoked, pytest.raises(Refused, match="401"):
+            with revoked, pytest.raises(Refused, match="this site was revoked: ask the operator"):
                 revoked.join(None)
             stranger = ControlHttpClient(f"https://{up.address}", verify=made.trust)
             with stranger, pytest.raises(httpx.HTTPStatusError, match="404"):

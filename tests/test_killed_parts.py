@@ -22,7 +22,7 @@ from server.optimizer import OptimizerConfig, advance
 from server.provisioning.request import Passphrases
 from tests.deployment_rig import Rig, training
 from tests.deployment_runs import Witness, accepted, committed, moments, records, takes_part
-from tests.process_rig import QUICK, listens, until
+from tests.process_rig import QUICK, free_port, listens, until
 from tests.provisioning_rig import private_value
 
 ROUNDS, EPSILON, DELTA = 32, 4.0, 1e-4
@@ -58,8 +58,10 @@ def assert_whole(rig: Rig, run: RunFolder, witness: Witness) -> None:
 
 @pytest.mark.parametrize("seed", [0])
 def test_whatever_is_killed_whenever_the_run_ends_and_no_round_counts_twice(
-    people_folder: Path, tmp_path: Path, seed: int
+    people_folder: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # No call on this machine goes through a proxy, or nothing here would ever begin.
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
     rng = random.Random(seed)
     secret = tmp_path / "passphrase"
     secret.write_text("no round counts twice\n")

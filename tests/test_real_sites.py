@@ -230,7 +230,7 @@ def test_the_roster_is_followed_while_the_server_runs_and_an_old_one_is_refused(
         finally:
             os.kill(stopped, signal.SIGCONT)
         assert accepted(shared, records(run)[-1]) == {"a", "b"}
-        until(lambda: "is this site on the server's roster?" in new.said.rpartition("joined")[2],
+        until(lambda: "this site was revoked" in new.said.rpartition("joined")[2],
               "it is turned away")  # fmt: skip
         progress = run.progress()
         assert progress is not None and "new" in {site.site for site in progress.sites}

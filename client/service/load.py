@@ -77,6 +77,7 @@ async def load(
     async with httpx.AsyncClient(
         base_url=url,
         verify=trust,
+        trust_env=False,  # a proxy of the environment is not what is measured
         headers={"Authorization": f"Bearer {token}"},
         timeout=120,
         limits=httpx.Limits(max_connections=clients),
@@ -161,7 +162,7 @@ async def usable(
     found: list[bytes] = []
     headers = {"Authorization": f"Bearer {token}"}
     async with httpx.AsyncClient(
-        base_url=url, verify=trust, headers=headers, timeout=120
+        base_url=url, verify=trust, trust_env=False, headers=headers, timeout=120
     ) as client:
         for path in paths:
             data = path.read_bytes()

@@ -146,16 +146,17 @@ class Door:
         """Return the name of the site that signed these headers; anyone else is turned away.
 
         The key must be on the roster and not revoked, and the signature be over a time within a
-        minute of this clock. Only who signed well is told that a clock is wrong.
+        minute of this clock. Only who signed well is told that a clock is wrong, or that it was
+        revoked.
         """
         line, stamp, signature = _signed(headers)
         node = self._newest().get(_decoded(line))
         if node is None:
             raise Turned(401, "stranger")
-        if node.revoked:
-            raise Turned(401, "revoked")
         if not verify_signature(node.key, stamp, _decoded(signature)):
             raise Turned(401, "signature")
+        if node.revoked:
+            raise Turned(401, "revoked", _REVOKED)
         if not abs(self._clock() - _moment(stamp)) < _SKEW:
             raise Turned(401, "clock", _WRONG_CLOCK)
         return node.site
@@ -176,6 +177,9 @@ class Door:
         return self._nodes
 
 
+_REVOKED: Final = json.dumps(
+    {"code": 401, "detail": "this site was revoked: ask the operator of the federation"}
+).encode()
 _WRONG_CLOCK: Final = json.dumps(
     {"code": 401, "detail": f"the clocks of site and server differ by more than {_SKEW:.0f} s"}
 ).encode()

@@ -40,6 +40,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common.app_bundle import app_bundle, app_hash
 from common.errors import InputError, Refused, VeilfaceError
+from common.proxy import host_of, without_proxy
 from common.supervision import run_part, stop_on_signals
 from server.deployment.folder import RunFolder, ServerFolder
 from server.deployment.grid import RosterGrid, RunLost
@@ -243,6 +244,7 @@ def main() -> NoReturn:
     parser.add_argument("--verbose", action="store_true")
     given = parser.parse_args()
     stop, inside = stop_on_signals(), Inside(given.inside, given.port)
+    without_proxy(host_of(inside.address))
     run_part(Coordinator(ServerFolder(given.folder), inside, stop).run, verbose=given.verbose)
 
 
