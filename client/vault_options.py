@@ -18,7 +18,7 @@ import numpy as np
 
 from client.vault import Vault
 from common.config import from_json, to_json
-from common.detection import Detector, DlibDetector, YuNetDetector
+from common.detection import Detector, detector_of
 from common.errors import InputError
 from common.passphrases import passphrase_in
 from common.sealing import KeyFileLock, KeyLock, PassphraseLock, TransitLock
@@ -122,7 +122,7 @@ class NetworkChoice:
 
     def detector(self) -> Detector:
         """The detector that goes with it."""
-        return DlibDetector() if self.yunet is None else YuNetDetector(self.yunet)
+        return detector_of(self.yunet)
 
     def check_detector(self) -> None:
         """Raise InputError if the detector cannot be used: a vault that names it could not be."""

@@ -173,6 +173,11 @@ class CentreDetector:
         return (Face(box, 0.0),)
 
 
+def detector_of(yunet: Path | None) -> Detector:
+    """The detector of that YuNet file, or dlib's where there is none."""
+    return DlibDetector() if yunet is None else YuNetDetector(yunet)
+
+
 def choose_face(faces: tuple[Face, ...], image: NDArray[np.uint8]) -> Face | None:
     """The face that an image is of: nearest to the centre, in units of its own size.
 

@@ -1,4 +1,4 @@
-"""The names that terms, contracts and policies may use: backbones, trainable sets, losses, rules.
+"""The names that terms, contracts, policies and options may use: backbones, losses, cameras.
 
 What a name stands for is in `common.backbones`, `common.losses` and `server.aggregation`. It needs
 torch; a name does not, so a site that reads a policy, or a status page, never loads it.
@@ -17,3 +17,11 @@ BACKBONES: Final = ("dlib-resnet", "mobilefacenet", "lenet", *TORCHVISION)
 
 LOSS_NAMES: Final = ("public-negatives", "triplet", "codebook")
 AGGREGATOR_NAMES: Final = ("mean", "median", "trimmed-mean", "krum")
+
+# Cameras that a simulation or an evaluation looks through: `simulations.shifts`.
+Shift = Literal["none", "cctv", "mask"]
+SHIFTS: Final[tuple[Shift, ...]] = get_args(Shift)
+
+# What a simulation's public bank is seen through: nothing, the sites' cameras, or unknown ones.
+BankShift = Literal["none", "same", "randomised"]
+BANK_SHIFTS: Final[tuple[BankShift, ...]] = get_args(BankShift)

@@ -22,20 +22,20 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from common.detector_options import detector_options, yunet_file
 from common.errors import InputError
 from common.groups import Gap, GroupReport, Rate
 from common.lfw import LfwResult
 from common.metrics import Verification
+from common.vocabulary import SHIFTS
 
 if TYPE_CHECKING:
-    from common.detection import Detector
     from common.face import ChipSpec
     from server.evaluation import Evaluation, Shift
     from server.remedies import Remedy
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-SHIFTS = ("none", "cctv", "mask")
 
 
 @click.command()
@@ -52,8 +52,7 @@ SHIFTS = ("none", "cctv", "mask")
 @click.option("--backbone", help="Which public model.  [default: dlib-resnet]")
 @click.option("--weights", type=FILE, help="Weights for --backbone, or that --model started from.")
 @click.option("--model", type=FILE, help="The model of a run, instead of --backbone.")
-@click.option("--detector", type=click.Choice(["dlib", "yunet"]), default="dlib", show_default=True)
-@click.option("--yunet", type=FILE, help="YuNet's ONNX file, for --detector yunet.")
+@detector_options
 @click.option("--aligned", is_flag=True, help="The images are aligned chips already.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Chip cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -78,11 +77,12 @@ def evaluate(
     1e-3 among them. An LFW root lists persons by gender in male.txt and female.txt.
     """
     from common.chip_cache import ChipCache  # here, so that --help needs no torch
+    from common.detection import detector_of
     from common.network import open_network
     from server.evaluation import Pipeline, run
 
     network = open_network(backbone, weights, model)
-    finder, apply = _detector(detector, yunet), _shift(shift, network.backbone.chip)
+    finder, apply = detector_of(yunet_file(detector, yunet)), _shift(shift, network.backbone.chip)
     errors = Console(stderr=True)
     with _Bars(errors) as bars, ChipCache.open(cache) as chips:
         pipeline = Pipeline(network, finder, chips, aligned, apply, bars.show)
@@ -93,14 +93,6 @@ def evaluate(
         click.echo(json.dumps({"model": network.name, **found.to_json()}, allow_nan=False))
     else:
         _print(Console(), network.name, found)
-
-
-def _detector(name: str, yunet: Path | None) -> Detector:
-    from common.detection import DlibDetector, YuNetDetector
-
-    if (name == "yunet") != (yunet is not None):
-        raise InputError("--detector yunet and --yunet FILE go together")
-    return YuNetDetector(yunet) if yunet else DlibDetector()
 
 
 def _shift(name: str, spec: ChipSpec) -> Shift:

@@ -12,12 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 from common.contract import Trust
+from common.detector_options import yunet_file
 from common.errors import InputError
-from common.vocabulary import AGGREGATOR_NAMES, LOSS_NAMES, TRAIN_SETS, TrainSet
+from common.vocabulary import (
+    AGGREGATOR_NAMES,
+    LOSS_NAMES,
+    TRAIN_SETS,
+    BankShift,
+    Shift,
+    TrainSet,
+)
 from server.report.run_record import RunRecord, write_run
 from server.report.wording import epsilon as epsilon_in_words
 from simulations.bench.cli import bench
-from simulations.shifts import SHIFTS, Shift
+from simulations.scenario_options import scenario_options
 
 if TYPE_CHECKING:
     from simulations.experiment import Experiment
@@ -34,7 +42,12 @@ def _data(value: str) -> Path | None:
 def experiment_of(
     *,
     data: str,
-    shift: Shift,
+    shift: tuple[Shift, ...],
+    public: Path | None,
+    test: Path | None,
+    bank_shift: BankShift | None,
+    detector: str,
+    yunet: Path | None,
     sites: int,
     persons: int | None,
     rounds: int,
@@ -67,6 +80,10 @@ def experiment_of(
     experiment = Experiment(
         data=_data(data),
         shift=shift,
+        public=public,
+        test=test,
+        bank_shift=bank_shift or ("same" if public is None else "none"),
+        yunet=yunet_file(detector, yunet),
         sites=sites,
         persons=persons,
         rounds=rounds,
@@ -94,7 +111,7 @@ def experiment_of(
 
 @click.command()
 @click.option("--data", required=True, metavar="synthetic|DIR", help="A folder of person folders.")
-@click.option("--shift", type=click.Choice(SHIFTS), default="none", show_default=True)
+@scenario_options
 @click.option("--sites", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--persons", type=click.IntRange(min=1), help="Private persons over all sites.")
 @click.option("--rounds", type=click.IntRange(min=1), default=40, show_default=True)
@@ -135,7 +152,7 @@ def simulate(out: Path | None, resume: bool, as_json: bool, **options: Any) -> N
     """Run a private federation of many sites on this machine and report what it cost and gave."""
     from server.report.page import write_page  # here, so that --help needs no torch
     from server.report.plots import write_plots
-    from simulations.experiment import gather
+    from simulations.material import gather
     from simulations.progress import LiveProgress
     from simulations.run_folder import RunFolder, check_free
     from simulations.simulate import simulate as run_simulation

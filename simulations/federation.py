@@ -32,8 +32,9 @@ from server.checkpoint import Checkpoint
 from server.rounds import Federation, Observer, run_rounds
 from server.setup import CODEBOOK_SIZE, PublicBank, cut, frozen_id, prepare
 from simulations.evidence import bundle_of, leave_evidence, parties_of
-from simulations.experiment import Experiment, Material, gather
+from simulations.experiment import Experiment
 from simulations.inprocess import run_in_process
+from simulations.material import Material, gather
 
 
 class SeededRoundKey:

@@ -7,7 +7,7 @@ What is random about a shifted image depends on the SHA-256 of its file and noth
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,7 @@ from common.cameras import bilinear, by_area
 from common.face import ChipSpec, grey_chips
 from common.occlusion import mask_alpha, paint
 from common.randomness import KeyStream, derive_key
-
-Shift = Literal["none", "cctv", "mask"]
-SHIFTS: tuple[Shift, ...] = ("none", "cctv", "mask")
+from common.vocabulary import Shift
 
 CAMERA_SIDE = 24
 CAMERA_NOISE = 4.0
@@ -45,6 +43,22 @@ def apply_shift(
         part = slice(start, start + AT_ONCE)
         shifted[part] = degrade(chips[part], digests[part], spec)
     return shifted
+
+
+def apply_shifts(
+    chips: NDArray[np.uint8],
+    digests: NDArray[np.uint8],
+    camera: NDArray[np.int64],
+    shifts: Sequence[Shift],
+    *,
+    spec: ChipSpec,
+) -> NDArray[np.uint8]:
+    """Apply to each row the shift of its own camera, which `camera` [N] gives as an index."""
+    seen = np.empty_like(chips)
+    for number, shift in enumerate(shifts):
+        rows = np.flatnonzero(camera == number)
+        seen[rows] = apply_shift(chips[rows], digests[rows], shift, spec=spec)
+    return seen
 
 
 def _cctv(

@@ -37,16 +37,19 @@ from server.report.run_record import (
 )
 from server.report.utility import Utility
 from simulations.evidence import check_ledgers
-from simulations.experiment import Experiment, Material
+from simulations.experiment import Experiment
 from simulations.federation import (
     Simulation,
     build,
     run,
     site_directory,
 )
+from simulations.material import Material
 from simulations.progress import LiveProgress
 from simulations.run_folder import RunFolder
 
+# Where something lies on this machine is nobody's business, or told by its name alone.
+_NAMED = ("cache", "data", "public", "test", "yunet", "shift")
 _UNIT = "person: all images of one person at one site together"
 _ADJACENCY = "add or remove one person at one site"
 
@@ -234,13 +237,16 @@ def _settings(simulation: Simulation) -> tuple[Setting, ...]:
     values = {
         name: str(value)
         for name, value in dataclasses.asdict(experiment).items()
-        if name not in ("cache", "data") and value is not None
+        if name not in _NAMED and value is not None
     }
     values |= {
         "data": "synthetic" if experiment.data is None else experiment.data.name,
+        "shift": ",".join(experiment.shift),
+        "detector": "dlib" if experiment.yunet is None else "yunet",
         "private persons": str(material.declared),
         "public persons": str(len(material.split.bank)),
         "test persons": str(len(material.split.test)),
+        "judge persons": str(len(material.split.judges)),
         "test images": str(len(material.test.chips)),
         "trainable parameters": str(simulation.federation.layout.dimension),
         "gradient engine": engine_name(
@@ -254,6 +260,8 @@ def _settings(simulation: Simulation) -> tuple[Setting, ...]:
         "server learning_rate": f"{simulation.federation.optimizer.learning_rate:g}",
         "server momentum": f"{simulation.federation.optimizer.momentum:g}",
     }
+    for name, folder in (("public", experiment.public), ("test", experiment.test)):
+        values[name] = "data" if folder is None else folder.name
     return tuple(Setting(name, value) for name, value in sorted(values.items()))
 
 

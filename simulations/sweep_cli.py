@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from common.storage import write_private
+from common.vocabulary import Shift
 from server.report.run_record import read_run
-from simulations.shifts import SHIFTS
+from simulations.scenario_options import as_arguments, scenario_options
 from simulations.sweep import TRUSTS, Base, Cell, SweepFolder, Trust, cells, run_all
 from simulations.sweep_results import Results, as_csv, draw, results, table
 
@@ -45,7 +46,7 @@ def _trust(text: str) -> Trust:
 
 @click.command()
 @click.option("--data", required=True, metavar="synthetic|DIR", help="A folder of person folders.")
-@click.option("--shift", type=click.Choice(SHIFTS), default="none", show_default=True)
+@scenario_options
 @click.option("--epsilons", default="", callback=_listed(float), help="Such as 1,2,4,8.")
 @click.option("--trusts", default="local,central,none", show_default=True, callback=_listed(_trust))
 @click.option("--seeds", default="0,1,2", show_default=True, callback=_listed(int))
@@ -58,7 +59,7 @@ def _trust(text: str) -> Trust:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def sweep(
     data: str,
-    shift: str,
+    shift: tuple[Shift, ...],
     epsilons: list[float],
     trusts: list[Trust],
     seeds: list[int],
@@ -69,6 +70,7 @@ def sweep(
     out: Path,
     as_json: bool,
     options: tuple[str, ...],
+    **scenario: Any,
 ) -> None:
     """Run a federation for every trust, epsilon and seed, and show accuracy over epsilon.
 
@@ -77,7 +79,7 @@ def sweep(
     the same command again. More epsilons, trusts and seeds may be added later.
     """
     wanted = cells(trusts, epsilons, seeds)
-    base = Base(data, shift, sites, persons, delta, options)
+    base = Base(data, ",".join(shift), sites, persons, delta, (*as_arguments(scenario), *options))
     _check(base, wanted)
     errors = Console(stderr=True)
     with SweepFolder.open(out, base) as (folder, lock):

@@ -63,7 +63,7 @@ def experiment(people_folder: Path) -> Experiment:
     """Three sites, an untrained small network, three rounds, epsilon 4: a second or two."""
     return Experiment(
         data=people_folder,
-        shift="none",
+        shift=("none",),
         sites=3,
         persons=12,
         rounds=3,

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from common.ledger import Commit, Reservation, verify
 from server.report.run_record import RunRecord
-from simulations.experiment import Experiment, gather
+from simulations.experiment import Experiment
 from simulations.federation import site_directory
+from simulations.material import gather
 from simulations.progress import LiveProgress
 from simulations.run_folder import RunFolder
 from simulations.simulate import simulate

@@ -28,7 +28,7 @@ from simulations.attacks.one_run import one_run_audit
 from simulations.attacks.pipeline import Draws, Pipeline, chosen, together
 from simulations.attacks.record import AttackReport, Finding
 from simulations.attacks.template_linkage import TemplateMaterial, linkage, template_audit
-from simulations.experiment import Material, gather
+from simulations.material import Material, gather
 
 SEEDS, STEPS, CANARIES, RUNS = 20, 400, 128, 6
 LOOP = ("noise-off", "noise-half", "clip-off", "per-image-clip")

@@ -19,9 +19,8 @@ from server.report.comparison import compare as compare_runs
 from server.report.run_record import RunRecord, Setting, write_run
 from tests.test_report import HOSTILE, OPEN, RECORD, Page
 
-TESTED = dict(
-    zip(TEST_SETTINGS, ["lfw", "cctv", "0", "False", "1000", "1000", "679", "1976"], strict=True)
-)
+VALUES = ["lfw", "data", "data", "cctv", "dlib", "0", "False", "1000", "1000", "679", "1976"]
+TESTED = dict(zip(TEST_SETTINGS, VALUES, strict=True))
 
 
 def run_folder(folder: Path, settings: dict[str, str], record: RunRecord = RECORD) -> Path:

@@ -20,8 +20,9 @@ from common.dataset import load_chips
 from common.detection import YuNetDetector
 from common.errors import InputError, StorageError
 from common.face import ChipSpec
-from simulations.experiment import Experiment, gather
+from simulations.experiment import Experiment
 from simulations.federation import build
+from simulations.material import gather
 from tests.deadly_rig import DEADLY, DeadlyDetector
 
 SPEC = ChipSpec(24, "dlib")

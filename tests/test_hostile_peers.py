@@ -39,8 +39,9 @@ from common.update import Expected, check_header
 from common.vocabulary import TrainSet
 from server.checkpoint import Checkpoint, RoundRecord, load, save
 from server.optimizer import OptimizerState
-from simulations.experiment import Experiment, gather
+from simulations.experiment import Experiment
 from simulations.federation import build
+from simulations.material import gather
 
 
 def npy(shape: str) -> bytes:

@@ -35,8 +35,9 @@ from common.npy import from_npy, to_npy
 from server.provisioning.federation import create as create_federation
 from server.provisioning.request import Endpoint, Settings
 from server.rounds import Federation
-from simulations.experiment import Experiment, gather
+from simulations.experiment import Experiment
 from simulations.federation import build
+from simulations.material import gather
 from tests.hostile_server_rig import NODE, HostileServer, Spoilt, empty
 from tests.process_rig import until
 from tests.provisioning_rig import DAY, OPEN, archive

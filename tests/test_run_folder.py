@@ -17,8 +17,9 @@ from rich.console import Console
 
 from common.errors import InputError, LedgerError, Refused
 from common.ledger import Commit, Reservation
-from simulations.experiment import Experiment, gather
+from simulations.experiment import Experiment
 from simulations.federation import site_directory
+from simulations.material import gather
 from simulations.progress import LiveProgress
 from simulations.run_folder import RunFolder
 from simulations.simulate import simulate

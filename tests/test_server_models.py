@@ -28,7 +28,8 @@ from server.deployment.page import create_page
 from server.deployment.status import status
 from server.deployment.tokens import create_token
 from server.exchange import header_of
-from simulations.experiment import Experiment, gather
+from simulations.experiment import Experiment
+from simulations.material import gather
 from simulations.progress import LiveProgress
 from simulations.run_folder import RunFolder as SimulatedRun
 from simulations.simulate import simulate

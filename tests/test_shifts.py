@@ -11,8 +11,9 @@ from PIL import Image
 
 from common.face import ChipSpec
 from common.occlusion import mask_alpha
+from common.vocabulary import SHIFTS, Shift
 from simulations.people import generate
-from simulations.shifts import SHIFTS, Shift, apply_shift
+from simulations.shifts import apply_shift
 
 DLIB = ChipSpec(150, "dlib")
 ARCFACE = ChipSpec(112, "arcface")

@@ -12,8 +12,9 @@ import torch
 from common.backbones.weights import load_model
 from common.vocabulary import TRAIN_SETS, TrainSet
 from server.report.wording import epsilon as epsilon_in_words
-from simulations.experiment import Experiment, gather
+from simulations.experiment import Experiment
 from simulations.federation import build, site_directory
+from simulations.material import gather
 from tests.simulation_rig import records, run
 
 

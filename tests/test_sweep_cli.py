@@ -22,6 +22,12 @@ from simulations.sweep_cli import sweep
         (("--epsilons", "4", "--", "--nonsense"), "veilface simulate --help"),
         (("--epsilons", "4", "--", "--backbone", "facenet"), "unknown backbone"),
         (("--epsilons", "4", "--persons", "3"), "10 sites but only 3"),
+        (("--epsilons", "4", "--public", "nowhere"), "nowhere does not exist"),
+        (("--epsilons", "4", "--test", "nowhere"), "nowhere does not exist"),
+        (("--epsilons", "4", "--detector", "yunet"), "go together"),
+        (("--epsilons", "4", "--shift", "hd"), "'hd' is not one of"),
+        (("--epsilons", "4", "--shift", "cctv,mask"), "2 cameras but only 1 sites"),
+        (("--epsilons", "4", "--bank-shift", "hd"), "'hd' is not one of"),
     ],
 )
 def test_what_no_run_can_do_is_refused_before_there_is_a_folder(

@@ -16,8 +16,9 @@ from common.embedding import Rows
 from common.masking import MaskedUpdate
 from common.randomness import KeyStream, experiment_key
 from server.report.page import write_page
-from simulations.experiment import Experiment, Material, gather
+from simulations.experiment import Experiment
 from simulations.federation import build, site_directory
+from simulations.material import Material, gather
 from tests.simulation_rig import records, run
 
 WHITELIST = {"format", "run_id", "model_id", "round"}

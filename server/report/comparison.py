@@ -11,8 +11,8 @@ from server.report.run_record import RunRecord, read_run
 
 # The persons who test, and their images, follow from these; other ones are another question.
 TEST_SETTINGS = (
-    *("data", "shift", "seed", "aligned", "private persons", "public persons"),
-    *("test persons", "test images"),
+    *("data", "public", "test", "shift", "detector", "seed", "aligned"),
+    *("private persons", "public persons", "test persons", "test images"),
 )
 NOT_STATED = "not stated"
 _SAME = 1e-4

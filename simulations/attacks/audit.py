@@ -28,8 +28,9 @@ from simulations.attacks import (
 from simulations.attacks.controls import broken_build
 from simulations.attacks.pipeline import Draws, Pipeline
 from simulations.attacks.record import AttackReport, Figure, Finding, Scores
-from simulations.experiment import Experiment, Material, gather
+from simulations.experiment import Experiment
 from simulations.federation import build
+from simulations.material import Material, gather
 
 Attack = Literal["gradient", "one-run", "membership", "masks", "inversion", "templates"]
 ATTACKS: Final[tuple[Attack, ...]] = get_args(Attack)
@@ -85,7 +86,7 @@ class AuditOptions:
         """The simulation of one site that is audited; InputError on options that cannot work."""
         experiment = Experiment(
             data=self.data,
-            shift="none",
+            shift=("none",),
             sites=1,
             persons=self.persons,
             rounds=self.rounds,
@@ -242,7 +243,7 @@ def template_material(material: Material) -> template_linkage.TemplateMaterial:
     if len(pairs) < 2:
         raise InputError("linkage needs two persons with two images each")
     embedded = _embedded(material, faces.chips)
-    public = torch.cat([material.bank.chips, material.test.chips])
+    public = torch.cat([material.bank.chips, material.test.chips, material.judges.chips])
     return template_linkage.TemplateMaterial(
         first=embedded[pairs[:, 0]],
         second=embedded[pairs[:, 1]],

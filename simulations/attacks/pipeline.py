@@ -30,8 +30,9 @@ from common.plan import PrivacyPlan, epsilon_after
 from common.randomness import experiment_generator, fresh_key
 from server.optimizer import OptimizerState, advance
 from server.rounds import Federation
-from simulations.experiment import Experiment, Material
+from simulations.experiment import Experiment
 from simulations.federation import SeededRoundKey, build
+from simulations.material import Material
 
 _AT_ONCE = 64
 
