@@ -21,7 +21,7 @@ from common.web.answers import Declined
 from common.web.me import BEARER, Me, me, token_of
 
 router = APIRouter()
-_MAX_JSON: Final = 8192
+_MAX_JSON: Final = 16_384
 
 
 def service_of(request: Request) -> Service:

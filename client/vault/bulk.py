@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from client.vault import packing, records, schema, shards
 from client.vault.manifest import Model
-from client.vault.naming import pseudonym_of
+from client.vault.naming import check_new, pseudonym_of
 from client.vault.session import Session
 from common.errors import InputError
 
@@ -27,6 +27,8 @@ def enrol_new(
     """
     if len(subjects) != len(rows):
         raise InputError(f"{len(subjects)} subjects for {len(rows)} embeddings")
+    for name in dict.fromkeys(subjects):
+        check_new(name)
     owned = {name: pseudonym_of(session.manifest, name) for name in subjects}
     if len(set(owned.values())) != len(owned):
         raise InputError("two names are the same in Unicode form NFC")

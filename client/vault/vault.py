@@ -31,7 +31,7 @@ from client.vault.listing import SubjectInfo, VaultInfo
 from client.vault.log import LogEntry, Operation, open_entries
 from client.vault.manifest import Manifest, Model
 from client.vault.migration import Embed, Migration, change_model
-from client.vault.naming import pseudonym_of
+from client.vault.naming import check_new, fault_of, pseudonym_of
 from client.vault.receipt import Receipt, sign
 from client.vault.session import Session
 from client.vault.store import Store
@@ -130,6 +130,7 @@ class Vault:
             pseudonym = pseudonym_of(session.manifest, subject)
             known = records.find_subject(session, pseudonym)
             if known is None:
+                check_new(subject)
                 known, row = records.new_subject(session, pseudonym)
                 session.insert(schema.SUBJECT, [row])
             else:
@@ -284,7 +285,8 @@ class Vault:
     def _known(self, session: Session, subject: str) -> records.Subject:
         found = records.find_subject(session, pseudonym_of(session.manifest, subject))
         if found is None:
-            raise InputError("nobody of that name is in the vault", hint="enrol them first")
+            hint = fault_of(subject) or "enrol them first"
+            raise InputError("nobody of that name is in the vault", hint=hint)
         return found
 
     def _compact_when_due(self) -> None:
