@@ -6,7 +6,6 @@ process of its own (`client.up`).
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -19,7 +18,7 @@ from common.errors import InputError, Refused
 from common.ledger import Ledger
 from common.pinning import pin
 from common.roster import Roster
-from common.storage import own_directory, write_private
+from common.storage import home_folder, own_directory, write_private
 from common.supervision import Part, Supervision, become_supervisor, only_one, python
 from common.terms import Terms
 
@@ -39,8 +38,9 @@ class SiteOptions:
 
 def default_state(bundle: Bundle) -> Path:
     """Return where a site keeps its state if it is not told: in the user's data folder."""
-    base = Path(os.environ.get("XDG_DATA_HOME", ""))
-    base = base if base.is_absolute() else Path.home() / ".local" / "share"
+    base = home_folder(
+        "XDG_DATA_HOME", ".local/share", hint="--state says where this site keeps it"
+    )
     return base / "veilface" / f"{bundle.manifest.federation}-{bundle.manifest.party}"
 
 

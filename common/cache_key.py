@@ -10,19 +10,24 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from common.errors import Refused, SealError, StorageError
 from common.randomness import KEY_BYTES, fresh_key
 from common.sealing import open_sealed, seal
-from common.storage import make_private_directory, write_private
+from common.storage import home_folder, make_private_directory, write_private
+
+_ELSEWHERE: Final = (
+    "VEILFACE_CACHE_KEY names the file that keeps the key of the faces' cache; "
+    "VEILFACE_CACHE or --cache the folder of the cache"
+)
 
 
 def default_key_file() -> Path:
     """$VEILFACE_CACHE_KEY, else veilface/cache.key in $XDG_CONFIG_HOME or ~/.config."""
     if own := os.environ.get("VEILFACE_CACHE_KEY"):
         return Path(own)
-    base = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".config") / "veilface" / "cache.key"
+    return home_folder("XDG_CONFIG_HOME", ".config", hint=_ELSEWHERE) / "veilface" / "cache.key"
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,11 @@ class CacheSealer:
         Raises Refused if others can read it or it is not a key; StorageError if it cannot be made.
         """
         path = path or default_key_file()
-        if not path.exists():
-            _create(path)
+        try:
+            if not path.exists():
+                _create(path)
+        except StorageError as error:
+            raise type(error)(error.message, hint=_ELSEWHERE) from error
         try:
             with path.open("rb") as file:
                 status, secret = os.fstat(file.fileno()), file.read(KEY_BYTES + 1)
@@ -63,7 +71,8 @@ class CacheSealer:
 
 def _create(path: Path) -> None:
     """Make the key file; of two processes at once one wins, and both then read its key."""
-    make_private_directory(path.parent)
+    if not path.parent.is_dir():  # a folder that is there, /tmp perhaps, stays as it is
+        make_private_directory(path.parent)
     own = path.with_name(f".{path.name}.{os.getpid()}")
     write_private(own, fresh_key())
     try:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from common.cache_key import CacheSealer
 from common.errors import Refused, StorageError
 from common.face import ChipSpec
+from common.storage import home_folder
 
 VERSION = 3  # of everything between an image's bytes and its chip: raise it when a chip changes
 FILE = "chips.sqlite"
@@ -59,8 +60,10 @@ def default_directory() -> Path:
     """$VEILFACE_CACHE, else veilface in $XDG_CACHE_HOME (if absolute), else in ~/.cache."""
     if own := os.environ.get("VEILFACE_CACHE"):
         return Path(own)
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "veilface"
+    hint = (
+        "--cache or VEILFACE_CACHE names a folder for faces; VEILFACE_CACHE_KEY a file for its key"
+    )
+    return home_folder("XDG_CACHE_HOME", ".cache", hint=hint) / "veilface"
 
 
 class ChipCache:

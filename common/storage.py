@@ -54,6 +54,20 @@ def own_directory(path: Path, marks: Collection[str]) -> Path:
     return make_private_directory(path)
 
 
+def home_folder(variable: str, default: str, *, hint: str) -> Path:
+    """Return $variable if it is absolute (XDG base directories), else `default` in the user's home.
+
+    A user without a home, as in many containers, is an InputError with the hint given.
+    """
+    base = Path(os.environ.get(variable, ""))
+    if base.is_absolute():
+        return base
+    try:
+        return Path.home() / default
+    except RuntimeError as error:
+        raise InputError("this user has no home folder: HOME is not set", hint=hint) from error
+
+
 def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace a file's content atomically, mode 0600; if `durable` it survives a power cut.
 

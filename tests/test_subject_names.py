@@ -18,8 +18,8 @@ from tests.vault_cases import DIM, MODEL, unit_rows
 # Full-width and non-breaking blanks, joiners of Persian and old Malayalam, a soft hyphen, emoji.
 TAKEN = [
     "\u5c71\u7530\u3000\u592a\u90ce", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
-    "a\u00a0b", "\u0d05\u0d28\u0d4d\u200d", "co\u00adop", "4711", "O'Neill-\U0001f469\u200d\U0001f469",
-    "x" * 256,
+    "a\u00a0b", "\u0d05\u0d28\u0d4d\u200d", "co\u00adop", "4711",
+    "O'Neill-\U0001f469\u200d\U0001f469", "x" * 256,
 ]  # fmt: skip
 REFUSED = {
     "a\x00b": "U+0000", "a\nb": "U+000A", "a\u0085": "U+0085", "\x1b[2J": "U+001B",
