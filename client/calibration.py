@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from common.errors import InputError
 from common.metrics import all_pairs, lowest_threshold, threshold_at_fmr
 from common.scoring import PLAIN, Choice, Faces
+from common.wording import plural
 
 Purpose = Literal["verify", "identify"]
 _REPLICATES: Final = 400
@@ -112,8 +113,8 @@ def check_persons(persons: int, fpir: float, gallery: int) -> None:
     needed = gallery + int(np.ceil(3 / fpir - 1e-6))
     if persons < needed:
         raise InputError(
-            f"{persons} persons cannot show an FPIR of {fpir:g} in a gallery of {gallery}: "
-            f"it takes {needed}",
+            f"{plural(persons, 'person')} cannot show an FPIR of {fpir:g} "
+            f"in a gallery of {gallery}: it takes {needed}",
             hint="add persons to the data, or choose a larger FPIR or a smaller gallery",
         )
 

@@ -15,6 +15,8 @@ from rich.table import Table
 from common.errors import InputError, LedgerError
 from common.ledger import Genesis, Ledger, LedgerReport, Reservation, verify
 from common.spending import spent
+from common.tables import print_table
+from common.wording import plural
 
 _HEAD = "ledger.head"
 _SQLITE = b"SQLite format 3\x00"
@@ -45,12 +47,12 @@ def verify_command(path: Path, as_json: bool) -> None:
         click.echo(json.dumps({"ok": not damaged, "findings": findings}))
     for folder, report in reports.items():
         if report.ok and not as_json:
-            click.echo(f"{folder}: ok, {len(report.reservations)} rounds reserved")
+            click.echo(f"{folder}: ok, {plural(len(report.reservations), 'round')} reserved")
         for text in report.findings:
             click.echo(f"{folder}: {text}", err=True)
     if damaged:
         raise LedgerError(
-            f"{len(damaged)} of {len(findings)} ledgers do not hold",
+            f"{len(damaged)} of {plural(len(findings), 'ledger')} do not hold",
             hint="what they state must not be relied on",
         )
 
@@ -69,7 +71,7 @@ def _verify_vault(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"ok": report.ok, "findings": {str(path): list(report.findings)}}))
     elif report.ok:
-        click.echo(f"{path}: ok, {report.entries} operations logged")
+        click.echo(f"{path}: ok, {plural(report.entries, 'operation')} logged")
     if not report.ok:
         raise LedgerError(f"the operation log of {path}: {'; '.join(report.findings)}")
 
@@ -89,7 +91,7 @@ def show(path: Path, as_json: bool) -> None:
     for folder, report in reports.items():
         Console(soft_wrap=True).print(*_heading(folder, report), sep="\n", highlight=False)
         for table in _tables(report):
-            Console().print(table)
+            print_table(table)
 
 
 def _reports(path: Path) -> dict[Path, LedgerReport]:

@@ -19,6 +19,7 @@ from common.ledger import verify
 from common.spending import spent
 from common.supervision import is_running
 from common.web.server import host_and_port
+from common.wording import plural
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 
@@ -113,4 +114,4 @@ def status_command(bundle: Path | None, state: Path | None, as_json: bool) -> No
         "(one person, all their images, added or removed)"
     )
     for run_id, rounds in runs.items():
-        click.echo(f"  run {run_id}: {rounds} rounds")
+        click.echo(f"  run {run_id}: {plural(rounds, 'round')}")

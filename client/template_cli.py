@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Column, Table
 
 from client.calibrate_cli import calibrate
@@ -27,6 +26,8 @@ from common.cutter import read_image
 from common.decoding import DecodeLimits
 from common.errors import InputError
 from common.storage import write_private
+from common.tables import print_table
+from common.wording import plural
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _IMAGES = click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -70,7 +71,9 @@ def enrol(
     for warning in done.warnings:
         click.echo(f"Note: {warning}", err=True)
     _print(
-        dataclasses.asdict(done), as_json, f"{done.pseudonym}: {done.templates} template(s) added"
+        dataclasses.asdict(done),
+        as_json,
+        f"{done.pseudonym}: {plural(done.templates, 'template')} added",
     )
 
 
@@ -114,7 +117,7 @@ def identify(options: VaultOptions, image: Path, top: int, as_json: bool) -> Non
         for candidate in found.candidates:
             table.add_row(candidate.pseudonym, f"{candidate.score:.3f}")
         if found.candidates:
-            Console().print(table)
+            print_table(table)
         who = found.accepted.pseudonym if found.accepted else "nobody of this vault"
         click.echo(f"{who} (threshold {found.threshold:.3f}, FPIR {found.fpir:g})")
     if found.accepted is None:
@@ -132,7 +135,7 @@ def list_(options: VaultOptions, as_json: bool) -> None:
         rows = [dataclasses.asdict(subject) for subject in subjects]
         click.echo(json.dumps({"info": dataclasses.asdict(info), "subjects": rows}, default=str))
         return
-    table = Table(title=f"{info.subjects} persons, {info.templates} templates")
+    table = Table(title=f"{plural(info.subjects, 'person')}, {plural(info.templates, 'template')}")
     for column in ("pseudonym", "templates", "model", "enrolled", ""):
         table.add_column(column)
     for subject in subjects:
@@ -144,7 +147,7 @@ def list_(options: VaultOptions, as_json: bool) -> None:
             str(subject.created),
             stale,
         )
-    Console().print(table)
+    print_table(table)
 
 
 @template.command()
@@ -213,7 +216,8 @@ def migrate(options: VaultOptions, choice: NetworkChoice, as_json: bool) -> None
         )
         choice.keep(vault)
     again = f"; must enrol again: {', '.join(moved.must_enrol)}" if moved.must_enrol else ""
-    words = f"the vault's network is {network.name}: {len(moved.migrated)} persons moved{again}"
+    went = plural(len(moved.migrated), "person")
+    words = f"the vault's network is {network.name}: {went} moved{again}"
     _print(dataclasses.asdict(moved), as_json, words)
 
 
@@ -234,7 +238,7 @@ def import_(options: VaultOptions, file: Path) -> None:
     """Make a vault from the sealed backup FILE, under the lock it was written with."""
     lock = options.lock()
     with Vault.import_(file, lock, options.where, lock) as vault:
-        click.echo(f"vault {vault.info.vault_id}: {vault.info.subjects} persons")
+        click.echo(f"vault {vault.info.vault_id}: {plural(vault.info.subjects, 'person')}")
 
 
 @template.command()
@@ -254,7 +258,7 @@ def log(options: VaultOptions, as_json: bool) -> None:
         table.add_row(
             *(str(entry[name] or "") for name in ("time", "operation", "pseudonym", "outcome"))
         )
-    Console().print(table)
+    print_table(table)
 
 
 def _picture(path: Path) -> Picture:

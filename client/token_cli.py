@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import click
-from rich.console import Console
 
 from client.service.tokens import SCOPES, Tokens
 from client.vault_options import VaultOptions, vault_options
+from common.tables import print_table
 from common.web.token_table import public, table_of
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -43,7 +43,7 @@ def list_(options: VaultOptions, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"tokens": [public(one) for one in known]}))
         return
-    Console().print(table_of(known))
+    print_table(table_of(known))
 
 
 @token.command()

@@ -47,6 +47,7 @@ def veilface(verbose: bool) -> None:
         level=logging.INFO if verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
+    logging.getLogger("matplotlib").setLevel(logging.INFO if verbose else logging.ERROR)
     logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.ERROR)
 
 

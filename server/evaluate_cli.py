@@ -28,6 +28,7 @@ from common.groups import Gap, GroupReport, Rate
 from common.lfw import LfwResult
 from common.metrics import Verification
 from common.vocabulary import SHIFTS
+from common.wording import plural
 
 if TYPE_CHECKING:
     from common.face import ChipSpec
@@ -132,13 +133,14 @@ class _Bars:
 
 
 def _print(console: Console, name: str, found: Evaluation) -> None:
-    title = f"{name}: {found.images:,} images of {found.persons:,} persons"
+    title = f"{name}: {plural(found.images, 'image')} of {plural(found.persons, 'person')}"
     table = Table("", "value", "spread", title=title)
     for row in _rows(found):
         table.add_row(*row)
     console.print(table)
     if found.centred:
-        console.print(f"{found.centred} images without a detected face were cut at the centre.")
+        cut = plural(found.centred, "image")
+        console.print(f"{cut} without a detected face: cut at the centre.")
     for reason, count in sorted(Counter(s.reason for s in found.skipped).items()):
         console.print(f"Skipped {count}: {reason}", markup=False, soft_wrap=True)
     if found.groups:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from common.tables import print_table
 from common.web.token_table import public, table_of
 from server.deployment.folder import ServerFolder
 from server.deployment.tokens import SCOPES, create_token, list_tokens, revoke_token
@@ -48,7 +48,7 @@ def list_(state: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"tokens": [public(one) for one in known]}))
     else:
-        Console().print(table_of(known))
+        print_table(table_of(known))
 
 
 @token.command()

@@ -90,7 +90,8 @@ def test_no_endpoint_answers_without_a_good_token(method: str, path: str, shared
         )
         answer = shared.ask(method, path, headers=headers, content=b"x" * 5000)
         assert answer.status_code == 401
-        assert answer.json() == {"error": "not authorised", "hint": ""}
+        told = answer.json()
+        assert told["error"] == "not authorised" and "Authorization: Bearer" in told["hint"]
     for wrong in ({"Authorization": f"Basic {good}"}, {"Authorization": good}, {"Cookie": good}):
         assert shared.ask(method, path, headers=wrong).status_code == 401
     assert shared.ask(method, path, params={"token": good}).status_code == 401
@@ -191,6 +192,27 @@ def test_an_unexpected_error_says_its_request_id_and_nothing_else(tmp_path: Path
     assert CANARY not in site.written.getvalue()
     failure = next(event for event in site.events() if event["event"] == "failure")
     assert failure["request"] == request and failure["kind"] == "RuntimeError"
+
+
+def test_head_answers_as_get_does_without_a_body(shared: Site) -> None:
+    """Load balancers and monitors ask this way."""
+    token = shared.token("admin")
+    for path in ("/v1/health", "/", "/v1/subjects"):
+        asked, got = (shared.ask(method, path, token) for method in ("HEAD", "GET"))
+        assert (asked.status_code, asked.content) == (200, b"")
+        for name in ("content-type", "content-length", "content-security-policy"):
+            assert asked.headers[name] == got.headers[name]
+    assert shared.ask("HEAD", "/v1/subjects").status_code == 401
+    assert shared.ask("HEAD", "/v1/subjects", shared.token("verify")).status_code == 403
+    assert shared.ask("HEAD", "/v1/verify", token).status_code == 405
+
+
+def test_who_is_turned_away_is_told_what_to_do(shared: Site) -> None:
+    nobody = shared.ask("GET", "/v1/log").json()
+    assert "Authorization: Bearer TOKEN" in nobody["hint"]
+    denied = shared.ask("GET", "/v1/log", shared.token("verify")).json()
+    assert denied["error"] == "this token lacks the scope 'admin'"
+    assert "veilface template token create --scope admin" in denied["hint"]
 
 
 def test_a_tampered_vault_is_said_to_be_damaged_and_no_more(tmp_path: Path) -> None:

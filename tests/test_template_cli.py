@@ -5,14 +5,19 @@ from __future__ import annotations
 import errno
 import io
 import json
+import re
 import sqlite3
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from client.vault import Vault
 from common.cli import main
+from common.sealing import KeyFileLock
 
 LFW = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "lfw" / "images"
 needs_lfw = pytest.mark.skipif(not LFW.is_dir(), reason="LFW is not in ../shared")
@@ -155,7 +160,25 @@ def test_the_key_can_be_changed_and_the_old_one_opens_nothing(run: Run, tmp_path
     code, _, err = run("list")
     assert code == 3
     assert "key" in err
-    assert "1 persons" in run("list", key="new")[1]
+    assert "1 person, 1 template" in run("list", key="new")[1]
+
+
+def test_no_pseudonym_is_cut_off_in_a_pipe_or_on_a_narrow_screen(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run("init")
+    with Vault.open(str(tmp_path / "v" / "site.db"), KeyFileLock(tmp_path / "key")) as vault:
+        row = np.eye(vault.info.dim, dtype=np.float32)[:1]
+        pseudonym = vault.enrol("ann", row, model_id=vault.info.model_id)
+    for command in ("log", "list"):
+        assert pseudonym in run(command)[1]
+    monkeypatch.setenv("COLUMNS", "40")
+    for command in ("log", "list"):
+        out = run(command)[1]
+        assert "\u2026" not in out
+        rows = [[cell.strip() for cell in re.split("[\u2502\u2503]", x)] for x in out.splitlines()]
+        cells = ["".join(column) for column in zip_longest(*rows, fillvalue="")]
+        assert any(pseudonym in cell for cell in cells), out
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from fastapi.responses import PlainTextResponse
 from client.calibration import Purpose, Threshold
 from client.recognition import Decision, Enrolment, Identification
 from client.service.state import Service
+from client.service.tokens import COMMAND
 from client.service.uploads import Form, read_form, subject_id
 from client.vault import LogEntry, Receipt, SubjectInfo
 from common.errors import InputError, Refused
 from common.web import metrics
-from common.web.answers import Declined
+from common.web.answers import Declined, lacks_scope
 from common.web.me import BEARER, Me, me, token_of
 
 router = APIRouter()
@@ -39,7 +40,7 @@ def needs(*scopes: str) -> Any:
             service = service_of(request)
             note = partial(service.recogniser.vault.record, "refused", None, "forbidden")
             await service.storage.run(note)
-            raise Declined(403, f"this token lacks the scope {scopes[0]!r}")
+            raise lacks_scope(scopes, COMMAND)
 
     return Depends(check)
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from common.web import tokens
 
+COMMAND: Final = "veilface template token"
 SCOPES: Final = ("enrol", "verify", "identify", "erase", "admin")
 
 
@@ -15,4 +16,4 @@ class Tokens(tokens.Tokens):
     """The tokens of a vault."""
 
     def __init__(self, vault: tokens.Store, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(vault, SCOPES, "veilface template token", clock)
+        super().__init__(vault, SCOPES, COMMAND, clock)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -41,6 +43,12 @@ class Declined(VeilfaceError):  # noqa: N818 - named for what the service did
         super().__init__(message, hint=hint)
         self.status = status
         self.retry_after = retry_after
+
+
+def lacks_scope(scopes: Sequence[str], command: str) -> Declined:
+    """What a token is told that has none of these scopes; `command` is what makes another."""
+    hint = f"whoever runs the service makes one: {command} create --scope {scopes[0]}"
+    return Declined(403, f"this token lacks the scope {scopes[0]!r}", hint=hint)
 
 
 def answer(error: Exception, request_id: str) -> JSONResponse:

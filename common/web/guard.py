@@ -40,6 +40,7 @@ _HEADERS: Final = {
 }
 _HSTS: Final = "max-age=31536000"
 _GONE: Final = 499
+_BEARER: Final = "send 'Authorization: Bearer TOKEN', with a token made here that still works"
 
 
 class Bounds(Protocol):
@@ -111,6 +112,8 @@ class Guard:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange, began = _Exchange(), time.perf_counter()
+        if scope["method"] == "HEAD":  # as GET, without the body (RFC 9110, 9.3.2)
+            scope, send = {**scope, "method": "GET"}, _bodiless(send)
         scope["veilface.request"] = exchange.id
         headed = self._headed(exchange, send)
         wrong: Exception | None = None
@@ -146,7 +149,7 @@ class Guard:
             token = service.tokens.find(text.strip() if scheme.lower() == "bearer" else "")
             if token is None:
                 _slow_down(service.failures.take(address))
-                raise Declined(401, "not authorised")
+                raise Declined(401, "not authorised", hint=_BEARER)
             exchange.token, scope["veilface.token"] = token.id, token
             wait = service.requests.take(token.id)
         _slow_down(wait)
@@ -194,6 +197,17 @@ class Guard:
             "request", request=exchange.id, method=method, route=route, status=exchange.status,
             ms=round(seconds * 1000, 1), token=exchange.token,
         )  # fmt: skip
+
+
+def _bodiless(send: Send) -> Send:
+    """`send` that passes on an answer's status and headers, and none of its body."""
+
+    async def bodiless(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return bodiless
 
 
 def _name(host: str) -> str:

@@ -17,6 +17,7 @@ from common.roster import Roster
 from common.signing import fingerprint, public_key
 from common.statement import Evidence, Statement
 from common.vault_facts import VaultFacts
+from common.wording import plural
 from server.audit.assess import SiteLedger, ledgers_of, rests_on_others
 from server.audit.facts import Facts, Report, digest_of
 from server.audit.ledgers import check_statement, ledger_of
@@ -132,7 +133,7 @@ def _signed(facts: Facts, evidence: Evidence) -> str:
 
 def _chained(evidence: Evidence) -> str:
     found = ledger_of(evidence, Statement.unverified(evidence.statement))
-    return f"{len(found.reservations)} rounds reserved, {len(found.commits)} released"
+    return f"{plural(len(found.reservations), 'round')} reserved, {len(found.commits)} released"
 
 
 def _vault(document: str) -> str:
@@ -229,7 +230,7 @@ def _survivors(facts: Facts) -> str:
             agreed = f"agreed {masking.minimum} to {masking.most_sites}"
             raise InputError(f"round {one.round} is over {one.accepted}, {agreed}")
     lost = sum(one.accepted == 0 for one in facts.rounds)
-    return f"{len(facts.rounds) - lost} sums, {lost} rounds lost"
+    return f"{plural(len(facts.rounds) - lost, 'sum')}, {plural(lost, 'round')} lost"
 
 
 def _accepted(facts: Facts, ledgers: tuple[SiteLedger, ...], unseen: int) -> str:
@@ -241,7 +242,11 @@ def _accepted(facts: Facts, ledgers: tuple[SiteLedger, ...], unseen: int) -> str
         known = sum(one.round in rounds for rounds in released)
         if one.accepted > known + unseen:
             raise InputError(f"round {one.round}: {one.accepted} used, {known} released")
-    return f"{unseen} sites handed in nothing and may have released as well" if unseen else ""
+    return (
+        f"{plural(unseen, 'site')} handed in nothing and may have released as well"
+        if unseen
+        else ""
+    )
 
 
 def _open_points(facts: Facts, missing: list[str]) -> Iterator[Check]:

@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 
 from common.errors import InputError
 from common.web import metrics as web_metrics
-from common.web.answers import Declined
+from common.web.answers import Declined, lacks_scope
 from common.web.journal import Journal
 from common.web.limits import Buckets, Workers
 from common.web.me import BEARER, Me, me, token_of
@@ -63,7 +63,7 @@ class Health:
 def _needs(*scopes: str) -> Any:
     async def check(request: Request, _: Annotated[Any, Security(BEARER)]) -> None:
         if scopes and not any(token_of(request).allows(scope) for scope in scopes):
-            raise Declined(403, f"this token lacks the scope {scopes[0]!r}")
+            raise lacks_scope(scopes, "veilface server token")
 
     return Depends(check)
 

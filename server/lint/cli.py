@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
+from common.wording import plural
 from server.lint.linting import Finding, Report, lint_project
 from server.lint.reading import read
-from server.report.wording import plural
 
 
 @click.command()
@@ -45,7 +45,9 @@ def _print(report: Report) -> None:
         click.echo(f"  mend: {found[0].mend}\n")
     counts = report.to_json()
     warnings, allowed = counts["warnings"], counts["allowed"]
-    click.echo(f"{plural(len(report.errors), 'error')}, {warnings} warnings, {allowed} allowed")
+    click.echo(
+        f"{plural(len(report.errors), 'error')}, {plural(warnings, 'warning')}, {allowed} allowed"
+    )
 
 
 def _mark(finding: Finding) -> str:

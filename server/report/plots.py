@@ -18,6 +18,7 @@ from scipy.special import ndtri
 
 from common.metrics import Verification
 from common.storage import write_private
+from common.wording import plural
 from server.report.drawing import (
     AFTER,
     BEFORE,
@@ -31,7 +32,7 @@ from server.report.drawing import (
     new_figure,
 )
 from server.report.run_record import DetPoints, RunRecord
-from server.report.wording import epsilon, epsilon_with_delta, percent, plural, power
+from server.report.wording import epsilon, epsilon_with_delta, percent, power
 
 _TICKS = (1e-3, 1e-2, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
 

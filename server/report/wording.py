@@ -22,11 +22,6 @@ def points(change: float) -> str:
     return f"{100 * change:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def plural(count: int, noun: str) -> str:
-    """A count with its noun."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def power(value: float) -> str:
     """A small number as printed in the commands: 0.0001 -> 1e-4."""
     mantissa, exponent = f"{value:.3e}".split("e")

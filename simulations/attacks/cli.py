@@ -15,8 +15,9 @@ from rich.table import Table
 from common.errors import InputError
 from common.storage import make_private_directory, write_private
 from common.vocabulary import BACKBONES
+from common.wording import plural
 from server.report.wording import epsilon as epsilon_in_words
-from server.report.wording import plural, power
+from server.report.wording import power
 from simulations.attacks.audit import (
     ATTACKS,
     DEEP,
