@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.calibration import Purpose, Threshold
+from client.enrolment import Rights, must_look_alike, without_repeats
 from client.picture import Picture
 from client.quality import Portrait, QualityLimits, faults, portrait
 from client.search import Index
@@ -35,6 +36,7 @@ from common.network import Network
 # or replayed faces and adversarial patterns. None is built in yet.
 ChipCheck = Callable[[NDArray[np.uint8]], None]
 _MOST_CANDIDATES: Final = 100
+_ALL_RIGHTS: Final = Rights()
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,24 @@ class Recogniser:
                 hint="open it with its own model, or migrate the vault",
             )
 
-    def enrol(self, subject: str, pictures: Sequence[Picture], *, force: bool = False) -> Enrolment:
+    def enrol(
+        self,
+        subject: str,
+        pictures: Sequence[Picture],
+        *,
+        force: bool = False,
+        rights: Rights = _ALL_RIGHTS,
+    ) -> Enrolment:
         """Add a person, or pictures of one who is there; durable when it returns.
 
-        Every picture must pass the quality limits unless `force`; a bad one enrols none of them.
-        Warns if someone else in the vault already looks like this person.
+        Unless `force`, every picture must pass the quality limits, and look like the person if
+        they are there; a bad one enrols none of them. A picture that is there already is not added
+        again. Warns who may know of it if someone else in the vault looks like this person.
         """
         if not pictures:
             raise InputError("no picture to enrol", hint="give at least one image")
+        known = self.vault.knows(subject)
+        rights.check(known=known)
         found = [self._portrait(picture, self.model_id) for picture in pictures]
         for picture, seen in zip(pictures, found, strict=True):
             wrong = faults(seen.quality, self._limits)
@@ -132,10 +144,20 @@ class Recogniser:
                 )
         chips = np.stack([seen.chip for seen in found])
         embeddings = self.embed(chips)
-        warnings = self._duplicates(subject, embeddings)
-        kept = chips if self.vault.info.keep_chips else None
-        pseudonym = self.vault.enrol(subject, embeddings, model_id=self.model_id, chips=kept)
-        return Enrolment(pseudonym, len(embeddings), warnings)
+        rows = self.vault.protect(embeddings)
+        if known and not force:
+            self._must_look_alike(subject, pictures, rows)
+        held = self._own(subject) if known else rows[:0]
+        new, warnings = without_repeats(pictures, rows, held)
+        alike, pseudonym = self._duplicates(subject, embeddings), self.vault.pseudonym(subject)
+        if new:
+            kept = chips[new] if self.vault.info.keep_chips else None
+            self.vault.enrol(
+                subject, embeddings[new], model_id=self.model_id, chips=kept, known=known
+            )
+        if alike:
+            self.vault.record("enrol", pseudonym, "duplicate")
+        return Enrolment(pseudonym, len(new), warnings + (alike if rights.identify else ()))
 
     def verify(self, subject: str, picture: Picture) -> Decision:
         """Is this picture of that person? Needs a threshold for verification."""
@@ -264,6 +286,34 @@ class Recogniser:
         return tuple(
             Candidate(gallery.pseudonyms[owners[row]], float(scores[0, row])) for row in best
         )
+
+    def _must_look_alike(
+        self, subject: str, pictures: Sequence[Picture], rows: NDArray[np.float32]
+    ) -> None:
+        """Refuse pictures, `rows` [N, D], of someone else, by the model that has the person."""
+        model, held = self._templates(subject)
+        try:
+            limit = self.threshold("verify", model).value
+        except Refused as error:
+            raise Refused(
+                "this person is enrolled, and no threshold says whether these pictures are of them",
+                hint="run 'veilface template calibrate' first; or force it, with the vault's key",
+            ) from error
+        if model != self.model_id:  # who has not moved yet
+            rows = np.concatenate([self._probe(picture, model) for picture in pictures])
+        try:
+            must_look_alike(pictures, (rows @ held.T).max(axis=1), limit)
+        except ImageError:
+            self.vault.record("enrol", self.vault.pseudonym(subject), "rejected")
+            raise
+
+    def _own(self, subject: str) -> NDArray[np.float32]:
+        """A subject's templates [n, D] of the current model; n is 0 for who has not moved yet."""
+        try:
+            return self.vault.templates(subject, self.model_id)
+        except Refused:
+            dim = self._networks[self.model_id].backbone.dim
+            return np.empty((0, dim), dtype=np.float32)
 
     def _duplicates(self, subject: str, embeddings: NDArray[np.float32]) -> tuple[str, ...]:
         """Who else of the vault scores above the verification threshold, if there is one."""

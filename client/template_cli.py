@@ -60,7 +60,7 @@ def init(
 @vault_options
 @click.argument("subject")
 @_IMAGES
-@click.option("--force", is_flag=True, help="Enrol pictures of poor quality too.")
+@click.option("--force", is_flag=True, help="Poor pictures and other faces, too.")
 @_JSON
 def enrol(
     options: VaultOptions, subject: str, images: tuple[Path, ...], force: bool, as_json: bool

@@ -30,7 +30,7 @@ from simulations.people import generate
 
 CANARY = "Canary-Zoë"
 ENDPOINTS = {
-    ("POST", "/v1/subjects"): {"enrol"},
+    ("POST", "/v1/subjects"): {"enrol", "extend"},
     ("GET", "/v1/subjects"): {"admin"},
     ("POST", "/v1/subjects/erase"): {"erase"},
     ("POST", "/v1/verify"): {"verify"},

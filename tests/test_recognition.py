@@ -139,6 +139,47 @@ def test_enrolling_a_known_face_under_another_name_warns(
     assert again.warnings == ()
 
 
+def test_pictures_of_someone_else_are_not_added_to_a_person(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]]
+) -> None:
+    filled(engine)
+    own = pictures("Ariel_Sharon", 6, 2)
+    with pytest.raises(Refused, match="no threshold says"):
+        engine.enrol("Ariel_Sharon", own)
+    calibrated(engine, public)
+    before = engine.vault.info.templates
+    with pytest.raises(ImageError, match="does not look like the person"):
+        engine.enrol("Ariel_Sharon", [own[0], *pictures("Colin_Powell", 6, 1)])
+    assert engine.vault.info.templates == before
+    last = engine.vault.log()[-1]
+    assert (last.operation, last.outcome) == ("enrol", "rejected")
+    assert engine.enrol("Ariel_Sharon", own[:1]).templates == 1
+    assert not engine.verify("Ariel_Sharon", pictures("Colin_Powell", 6, 1)[0]).accepted
+
+
+def test_the_same_picture_twice_is_told_and_added_once(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]]
+) -> None:
+    calibrated(engine, public)
+    one, two = pictures("Colin_Powell", 1, 2)
+    first = engine.enrol("ann", [one, one, two], force=True)
+    assert first.templates == 2 and ["same picture" in w for w in first.warnings] == [True]
+    again = engine.enrol("ann", [two, one])
+    assert again.templates == 0 and again.pseudonym == first.pseudonym
+    assert ["enrolled already" in w for w in again.warnings] == [True, True]
+    assert engine.vault.info.templates == 2
+
+
+def test_a_person_has_a_bounded_number_of_templates(
+    engine: Recogniser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.enrolment.MOST_TEMPLATES", 3)
+    engine.enrol("ann", pictures("Colin_Powell", 1, 2), force=True)
+    with pytest.raises(InputError, match="at most 3 templates; this one has 2"):
+        engine.enrol("ann", pictures("Colin_Powell", 3, 2), force=True)
+    assert engine.enrol("ann", pictures("Colin_Powell", 3, 1), force=True).templates == 1
+
+
 def test_an_erased_person_is_a_stranger_at_once(
     engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]]
 ) -> None:

@@ -215,6 +215,43 @@ def test_who_is_turned_away_is_told_what_to_do(shared: Site) -> None:
     assert "veilface template token create --scope admin" in denied["hint"]
 
 
+def test_a_token_to_enrol_adds_nothing_to_a_person_and_hears_of_nobody(site: Site) -> None:
+    site.calibrate(0.99)
+    narrow, adds, all_ = site.token("enrol"), site.token("extend"), site.token("enrol", "identify")
+
+    def send(token: str, subject: str, *faces_of: int) -> tuple[int, str]:
+        files = [("images", ("a.jpg", faces()[one])) for one in faces_of]
+        answer = site.ask("POST", "/v1/subjects", token, data={"subject": subject}, files=files)
+        return answer.status_code, answer.text
+
+    assert send(adds, "ann", 0)[0] == 409
+    assert send(narrow, "ann", 0)[0] == 201
+    for picture in (0, 1):  # ann's own, and a stranger's
+        status, text = send(narrow, "ann", picture)
+        assert status == 409 and "extend" in text
+    status, text = send(adds, "ann", 1)
+    assert status == 422 and "does not look like" in text
+    status, text = send(adds, "ann", 0)
+    assert status == 201 and json.loads(text)["templates"] == 0 and "enrolled already" in text
+    ann = site.vault.pseudonym("ann")
+    status, text = send(narrow, "twin", 0)
+    assert status == 201 and json.loads(text)["warnings"] == [] and ann not in text
+    status, text = send(all_, "third", 0)
+    assert status == 201 and f"looks like {ann}" in text
+    duplicates = [e.pseudonym for e in site.vault.log() if e.outcome == "duplicate"]
+    assert duplicates == [site.vault.pseudonym("twin"), site.vault.pseudonym("third")]
+
+
+def test_two_who_enrol_one_name_at_once_do_not_both_become_that_person(site: Site) -> None:
+    token = site.token("enrol")
+    for subject in map(str, range(3)):
+        files = [("images", ("a.jpg", faces()[1]))]
+        calls = [("POST", "/v1/subjects")] * 4
+        answers = site.ask_all(calls, token, data={"subject": subject}, files=files)
+        assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
+        assert len(site.vault.templates(subject)) == 1
+
+
 def test_a_tampered_vault_is_said_to_be_damaged_and_no_more(tmp_path: Path) -> None:
     with new_site(tmp_path) as site:
         token = site.token(*SCOPES)

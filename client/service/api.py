@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response, Security
 from fastapi.responses import PlainTextResponse
 
 from client.calibration import Purpose, Threshold
+from client.enrolment import Rights
 from client.recognition import Decision, Enrolment, Identification
 from client.service.state import Service
 from client.service.tokens import COMMAND
@@ -129,13 +130,15 @@ async def token(request: Request) -> Me:
 @router.post(
     "/v1/subjects",
     status_code=201,
-    summary="Enrol a person, or add images. Scope: enrol.",
-    dependencies=[needs("enrol")],
+    summary="Enrol a person (scope: enrol), or add images to one who is there (scope: extend).",
+    dependencies=[needs("enrol", "extend")],
     openapi_extra=_multipart("subject", "images"),
 )
 async def enrol(request: Request) -> Enrolment:
     service, form = service_of(request), await form_of(request)
-    work = partial(service.recogniser.enrol, form.person(), form.images)
+    token = token_of(request)
+    rights = Rights(*(token.allows(scope) for scope in ("enrol", "extend", "identify")))
+    work = partial(service.recogniser.enrol, form.person(), form.images, rights=rights)
     return await service.recognitions.run(work)
 
 

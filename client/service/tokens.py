@@ -9,7 +9,7 @@ from typing import Final
 from common.web import tokens
 
 COMMAND: Final = "veilface template token"
-SCOPES: Final = ("enrol", "verify", "identify", "erase", "admin")
+SCOPES: Final = ("enrol", "extend", "verify", "identify", "erase", "admin")
 
 
 class Tokens(tokens.Tokens):

@@ -114,10 +114,12 @@ class Vault:
         *,
         model_id: str,
         chips: NDArray[np.uint8] | None = None,
+        known: bool | None = None,
     ) -> str:
         """Add [n, D] unit rows to a subject; on the disk on return. Returns the pseudonym.
 
         Templates of an older model are replaced. Chips only where the vault keeps them: Refused.
+        So is a subject who, by now, is there and should not be by `known`, or the other way round.
         """
         with Session.write(self._store) as session:
             model = self._current(session, model_id, embeddings)
@@ -128,22 +130,30 @@ class Vault:
             if chips is not None and (chips.dtype != np.uint8 or len(chips) != len(embeddings)):
                 raise InputError("chips are uint8, one for each embedding")
             pseudonym = pseudonym_of(session.manifest, subject)
-            known = records.find_subject(session, pseudonym)
-            if known is None:
+            owner = records.find_subject(session, pseudonym)
+            if known is not None and known != (owner is not None):
+                raise Refused("this subject was enrolled or erased just now", hint="try it again")
+            if owner is None:
                 check_new(subject)
-                known, row = records.new_subject(session, pseudonym)
+                owner, row = records.new_subject(session, pseudonym)
                 session.insert(schema.SUBJECT, [row])
             else:
-                holdings.drop(session, known.id, [m for m in session.manifest.models if m != model])
+                holdings.drop(session, owner.id, [m for m in session.manifest.models if m != model])
             rows = self._turn(session, check_rows(embeddings, model.dim), model)
-            records.add_templates(session, known, rows, model)
+            records.add_templates(session, owner, rows, model)
             session.count_templates(model.number, len(rows))
             if chips is not None:
-                records.add_chips(session, known, chips)
+                records.add_chips(session, owner, chips)
             session.log("enrol", pseudonym, "done")
             session.touch_gallery()
         self._compact_when_due()
         return pseudonym
+
+    def knows(self, subject: str) -> bool:
+        """Return whether someone is enrolled under this name."""
+        with Session.read(self._store) as session:
+            pseudonym = pseudonym_of(session.manifest, subject)
+            return records.find_subject(session, pseudonym) is not None
 
     def enrol_many(
         self, subjects: Sequence[str], embeddings: NDArray[np.float32], *, model_id: str

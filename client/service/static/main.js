@@ -7,7 +7,7 @@ import * as recognise from "./recognise.js";
 import * as records from "./records.js";
 
 const TABS = [
-  ["enrol", "Enrol", ["enrol"]],
+  ["enrol", "Enrol", ["enrol", "extend"]],
   ["verify", "Verify", ["verify"]],
   ["identify", "Identify", ["identify"]],
   ["people", "People", ["admin", "erase"]],
