@@ -34,7 +34,8 @@ from server.report.run_record import (
     run_from_json,
     write_run,
 )
-from server.report.wording import detection, duration, epsilon, plural, points, power
+from common.wording import plural
+from server.report.wording import detection, duration, epsilon, points, power
 
 HOSTILE = "<script src='http://evil.example/x.js'>alert(1)</script>\"&'</style>"
 

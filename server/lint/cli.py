@@ -43,11 +43,10 @@ def _print(report: Report) -> None:
             click.echo(f"  {finding.where}: {finding.what}")
         click.echo(f"  why: {found[0].why}")
         click.echo(f"  mend: {found[0].mend}\n")
-    counts = report.to_json()
-    warnings, allowed = counts["warnings"], counts["allowed"]
-    click.echo(
-        f"{plural(len(report.errors), 'error')}, {plural(warnings, 'warning')}, {allowed} allowed"
-    )
+    warned = sum(f.severity == "warning" and not f.allowed for f in report.findings)
+    allowed = sum(f.allowed for f in report.findings)
+    errors, warnings = plural(len(report.errors), "error"), plural(warned, "warning")
+    click.echo(f"{errors}, {warnings}, {allowed} allowed")
 
 
 def _mark(finding: Finding) -> str:
