@@ -24,6 +24,7 @@ from client.picture import Picture
 from client.quality import Portrait, QualityLimits, faults, portrait
 from client.search import Index
 from client.vault import Gallery, Vault
+from client.vault.naming import check_new
 from common.backbones.weights import model_id
 from common.config import from_json, to_json
 from common.decoding import decode_image
@@ -135,6 +136,8 @@ class Recogniser:
             raise InputError("no picture to enrol", hint="give at least one image")
         known = self.vault.knows(subject)
         rights.check(known=known)
+        if not known:
+            check_new(subject)
         found = [self._portrait(picture, self.model_id) for picture in pictures]
         for picture, seen in zip(pictures, found, strict=True):
             wrong = faults(seen.quality, self._limits)
@@ -300,7 +303,9 @@ class Recogniser:
                 hint="run 'veilface template calibrate' first; or force it, with the vault's key",
             ) from error
         if model != self.model_id:  # who has not moved yet
-            rows = np.concatenate([self._probe(picture, model) for picture in pictures])
+            rows = np.concatenate(
+                [self._probe(self._portrait(each, model), model) for each in pictures]
+            )
         try:
             must_look_alike(pictures, (rows @ held.T).max(axis=1), limit)
         except ImageError:

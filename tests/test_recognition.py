@@ -252,7 +252,9 @@ def test_while_a_vault_moves_to_a_new_model_both_answer(
         Threshold("identify", 0.05, 0.5, 0.0, 1.0, 1, 1, 9, both.model_id, "chosen"),
     ):
         both.use(made)
-    both.enrol("Ariel_Sharon", pictures("Ariel_Sharon", 1, 2), force=True)
+    with pytest.raises(ImageError, match="does not look like"):  # by the model before
+        both.enrol("Ariel_Sharon", pictures("Colin_Powell", 6, 1))
+    assert both.enrol("Ariel_Sharon", pictures("Ariel_Sharon", 6, 2)).templates == 2
     for person in ENROLLED:
         (probe,) = pictures(person, 4, 1)
         assert both.verify(person, probe).accepted, person

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from common.metrics import Interval, Intervals, Verification
+from common.wording import plural
 from server.report.drawing import Plot
 from server.report.page import render, write_page
 from server.report.plots import draw_all, write_plots
@@ -34,7 +35,6 @@ from server.report.run_record import (
     run_from_json,
     write_run,
 )
-from common.wording import plural
 from server.report.wording import detection, duration, epsilon, points, power
 
 HOSTILE = "<script src='http://evil.example/x.js'>alert(1)</script>\"&'</style>"
