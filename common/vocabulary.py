@@ -19,7 +19,9 @@ LOSS_NAMES: Final = ("public-negatives", "triplet", "codebook")
 AGGREGATOR_NAMES: Final = ("mean", "median", "trimmed-mean", "krum")
 
 # Cameras that a simulation or an evaluation looks through: `simulations.shifts`.
-Shift = Literal["none", "cctv", "mask"]
+Shift = Literal[
+    "none", "cctv", "mask", "low-light", "near-infrared", "video", "tiny", "fisheye", "motion"
+]
 SHIFTS: Final[tuple[Shift, ...]] = get_args(Shift)
 
 # What a simulation's public bank is seen through: nothing, the sites' cameras, or unknown ones.
