@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
 from client.calibration import (
     Threshold,
@@ -16,16 +20,21 @@ from client.calibration import (
     for_identification,
     for_verification,
 )
+from client.choosing import Chosen, choose
+from client.population import Population
 from client.vault_options import VaultOptions, recogniser, vault_options
 from common.chip_cache import ChipCache
 from common.dataset import SubjectFolder, images_of, list_subjects, load_chips
 from common.errors import InputError
-from common.scoring import plain
+from common.group_labels import read_groups
+from common.groups import group_rates
+from common.scoring import PLAIN, Choice, Faces, Floats, Scorer
 
 if TYPE_CHECKING:
     from client.recognition import Recogniser
 
 _LEAST_RATE: Final = 1e-12
+_LOOKED_AT: Final = 1e-3  # the FMR at which scoring is chosen where only an FPIR is asked for
 
 
 @click.command()
@@ -34,6 +43,11 @@ _LEAST_RATE: Final = 1e-12
 @click.option("--fmr", type=float, help="For verification: false matches among strangers.")
 @click.option("--fpir", type=float, help="For identification: strangers taken for someone.")
 @click.option("--gallery", type=click.IntRange(min=1), help="Persons to expect in the vault.")
+@click.option(
+    "--groups",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Show FMR by group, before and after: a CSV as for 'veilface evaluate'.",
+)
 @click.option("--cache", type=click.Path(path_type=Path), help="Where aligned chips are kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def calibrate(
@@ -42,6 +56,7 @@ def calibrate(
     fmr: float | None,
     fpir: float | None,
     gallery: int | None,
+    groups: Path | None,
     cache: Path | None,
     as_json: bool,
 ) -> None:
@@ -60,16 +75,20 @@ def calibrate(
             check_persons(len(subjects), fpir, persons)
         engine = recogniser(vault)
         embeddings, labels = _embedded(engine, subjects, data, cache)
-        known = {"model_id": engine.model_id, "source": data.name}
-        found: list[Threshold] = []
-        if fmr is not None:
-            found.append(for_verification(plain(embeddings), labels, fmr, **known))
-        if fpir is not None:
-            found.append(for_identification(plain(embeddings), labels, fpir, persons, **known))
+        rows = vault.protect(embeddings)
+        own = _others(engine, subjects)
+        chosen = choose(rows, labels, own, _LOOKED_AT if fmr is None else fmr)
+        measured = _Measured(rows, labels, own, engine.model_id, data.name)
+        found = measured.thresholds(chosen.scoring, fmr, fpir, persons)
+        by_group = []
+        if groups is not None:
+            by_group = _by_group(engine, measured, chosen.scoring, found, groups, cache)
         for threshold in found:
             engine.use(threshold)
     if as_json:
-        click.echo(json.dumps({t.purpose: dataclasses.asdict(t) for t in found}))
+        told = {t.purpose: dataclasses.asdict(t) for t in found}
+        more = {"scoring": _told(chosen), **({"groups": by_group} if groups else {})}
+        click.echo(json.dumps({**told, **more}))
         return
     for t in found:
         rate = "FMR" if t.purpose == "verify" else f"FPIR among {t.gallery}"
@@ -78,11 +97,127 @@ def calibrate(
             f"(95% interval {t.low:.2g} to {t.high:.2g}; {t.comparisons:,} comparisons, "
             f"{t.persons:,} persons)"
         )
+    click.echo(_words(chosen))
+    if groups is not None:
+        _print_groups(by_group)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """Embeddings [N, D] of `labels` [N] in the vault's space, and whom scores rest on."""
+
+    embeddings: Floats
+    labels: NDArray[np.int64]
+    own: Population
+    model_id: str
+    source: str
+
+    def faces(self, scoring: Choice, embeddings: Floats | None = None) -> Faces:
+        rows = self.embeddings if embeddings is None else embeddings
+        return Scorer.of(scoring, self.own.vectors).faces(rows)
+
+    def thresholds(
+        self, scoring: Choice, fmr: float | None, fpir: float | None, gallery: int
+    ) -> list[Threshold]:
+        """The thresholds of a scoring, each with that of the plain cosine beside it."""
+        found = self._thresholds(scoring, fmr, fpir, gallery)
+        if scoring.plain:
+            return found
+        plain = self._thresholds(PLAIN, fmr, fpir, gallery)
+        return [
+            dataclasses.replace(
+                t, scoring=scoring, population=len(self.own.vectors), plain=beside.value
+            )
+            for t, beside in zip(found, plain, strict=True)
+        ]
+
+    def _thresholds(
+        self, scoring: Choice, fmr: float | None, fpir: float | None, gallery: int
+    ) -> list[Threshold]:
+        faces = self.faces(scoring)
+        known = {"model_id": self.model_id, "source": self.source}
+        found = []
+        if fmr is not None:
+            found.append(for_verification(faces, self.labels, fmr, **known))
+        if fpir is not None:
+            found.append(for_identification(faces, self.labels, fpir, gallery, **known))
+        return found
+
+
+def _others(engine: Recogniser, subjects: tuple[SubjectFolder, ...]) -> Population:
+    """The vault's persons, without those whose pictures are in the data under the same name."""
+    here = frozenset(engine.vault.pseudonym(subject.name) for subject in subjects)
+    return engine.population(leave_out=here)
+
+
+def _told(chosen: Chosen) -> dict[str, object]:
+    return {
+        "words": chosen.scoring.words,
+        "note": chosen.note,
+        "chosen": dataclasses.asdict(chosen.trial) if chosen.trial else None,
+        "plain": dataclasses.asdict(chosen.plain) if chosen.plain else None,
+        "trials": [dataclasses.asdict(trial) for trial in chosen.trials],
+    }
+
+
+def _words(chosen: Chosen) -> str:
+    if chosen.trial is None or chosen.plain is None:
+        return f"scores: plain cosine, since {chosen.note}"
+    after, before = chosen.trial, chosen.plain
+    return (
+        f"scores: {after.scoring.words}, chosen on held-out persons (plain cosine beside it): "
+        f"TMR {after.tmr:.1%} ({before.tmr:.1%}); FMR among the vault's own persons "
+        f"{after.own_fmr:.2%} ({before.own_fmr:.2%}), the tenth served worst "
+        f"{after.worst_tenth:.2%} ({before.worst_tenth:.2%})"
+    )
+
+
+def _by_group(
+    engine: Recogniser,
+    measured: _Measured,
+    scoring: Choice,
+    found: list[Threshold],
+    listed: Path,
+    cache: Path | None,
+) -> list[dict[str, object]]:
+    """FMR by group before and after, at the threshold to verify with, worst first."""
+    verify = next((t for t in found if t.purpose == "verify"), None)
+    if verify is None:
+        raise InputError("--groups shows FMR", hint="give --fmr too")
+    rows = read_groups(listed)
+    images = listed.parent / "images" if (listed.parent / "images").is_dir() else listed.parent
+    by_path = {images / row.file: row for row in rows}
+    with ChipCache.open(cache) as opened:
+        loaded = load_chips(
+            tuple(by_path), spec=engine.chip, detector=engine.detector, cache=opened
+        )
+    if len(loaded.chips) == 0:
+        raise InputError(f"no usable face in {images}")
+    embeddings = engine.vault.protect(engine.embed(loaded.chips))
+    kept = [by_path[path] for path in loaded.paths]
+    _, people = np.unique([row.subject or row.file for row in kept], return_inverse=True)
+    names = [row.group for row in kept]
+    plain = verify.value if verify.plain is None else verify.plain
+    before = group_rates(measured.faces(PLAIN, embeddings), names, plain, people)
+    after = group_rates(measured.faces(scoring, embeddings), names, verify.value, people)
+    fmr = {rate.group: rate.fmr for rate in before.groups}
+    return [
+        {"group": rate.group, "persons": rate.persons, "before": fmr[rate.group], "after": rate.fmr}
+        for rate in sorted(after.groups, key=lambda rate: -fmr[rate.group])
+    ]
+
+
+def _print_groups(by_group: list[dict[str, Any]]) -> None:
+    table = Table("group", "persons", "FMR before", "FMR after", title="plain cosine, then chosen")
+    for row in by_group:
+        before, after = f"{row['before']:.2%}", f"{row['after']:.2%}"
+        table.add_row(row["group"], str(row["persons"]), before, after)
+    Console().print(table)
 
 
 def _embedded(
     engine: Recogniser, subjects: tuple[SubjectFolder, ...], data: Path, cache: Path | None
-) -> tuple[Any, Any]:
+) -> tuple[Floats, NDArray[np.int64]]:
     """Embeddings [N, D] and subject numbers [N] of a folder of persons."""
     with ChipCache.open(cache) as opened:
         loaded = load_chips(

@@ -40,7 +40,7 @@ class Rights:
 
 
 def must_look_alike(
-    pictures: Sequence[Picture], scores: NDArray[np.float32], threshold: float
+    pictures: Sequence[Picture], scores: NDArray[np.floating], threshold: float
 ) -> None:
     """Raise ImageError for the first picture whose best score [N] is below the threshold."""
     for picture, score in zip(pictures, scores, strict=True):

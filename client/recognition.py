@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 from typing import Final
 
@@ -19,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from client.calibration import Purpose, Threshold
+from client.cohort import Scored
 from client.enrolment import Rights, must_look_alike, without_repeats
 from client.picture import Picture
+from client.population import Population
 from client.quality import Portrait, QualityLimits, faults, portrait
-from client.search import Index
-from client.vault import Gallery, Vault
+from client.vault import Gallery, Receipt, Vault
 from client.vault.naming import check_new
 from common.backbones.weights import model_id
 from common.config import from_json, to_json
@@ -32,6 +34,7 @@ from common.detection import Detector
 from common.embedding import frozen_rows
 from common.errors import ImageError, InputError, Refused
 from common.network import Network
+from common.scoring import LEAST_PERSONS, PLAIN, Choice
 
 # Looks at a chip before it is embedded and raises Refused: the place for a defence against printed
 # or replayed faces and adversarial patterns. None is built in yet.
@@ -110,7 +113,7 @@ class Recogniser:
             self._networks[network_id(previous)] = previous
         self._limits, self._checks = limits or QualityLimits(), tuple(checks)
         self._lock = Lock()
-        self._index: dict[str, tuple[int, Gallery, Index]] = {}
+        self._open: dict[str, _Open] = {}
         if vault.info.model_id != self.model_id:
             raise Refused(
                 f"the vault holds templates of model {vault.info.model_id[:12]}, "
@@ -165,26 +168,33 @@ class Recogniser:
     def verify(self, subject: str, picture: Picture) -> Decision:
         """Is this picture of that person? Needs a threshold for verification."""
         model, templates = self._templates(subject)
-        threshold = self.threshold("verify", model)
+        threshold, notes = self._in_use("verify", model)
         seen = self._portrait(picture, model)
-        score = float((templates @ self._probe(seen, model)[0]).max())
+        probe = self._probe(seen, model)
+        score = float(self._compared(subject, model, probe, templates, threshold.scoring)[0])
         accepted, pseudonym = score >= threshold.value, self.vault.pseudonym(subject)
         self.vault.record("verify", pseudonym, "accepted" if accepted else "rejected")
         return Decision(
-            pseudonym, accepted, score, threshold.value, threshold.target, _crowded(seen)
+            pseudonym,
+            accepted,
+            score,
+            threshold.value,
+            threshold.target,
+            (*_crowded(seen), *notes),
         )
 
     def identify(self, picture: Picture, candidates: int = 5) -> Identification:
         """Who of the vault is this, if anyone? Needs a threshold for identification."""
         if not 1 <= candidates <= _MOST_CANDIDATES:
             raise InputError(f"ask for 1 to {_MOST_CANDIDATES} candidates, not {candidates}")
-        threshold = self.threshold("identify")
+        threshold, notes = self._in_use("identify", self.model_id)
         seen = self._portrait(picture, self.model_id)
-        ranked = self._ranked(self._probe(seen, self.model_id), candidates, self.model_id)
-        persons, warnings = len(self._searchable(self.model_id)[1].pseudonyms), list[str]()
+        probe = self._probe(seen, self.model_id)
+        ranked = self._ranked(probe, candidates, self.model_id, threshold.scoring)
+        persons, warnings = self._persons(self.model_id), list[str]()
         for model in list(self._networks)[1:]:
             older = self._older(picture, candidates, model, threshold.value)
-            persons += len(self._searchable(model)[1].pseudonyms)
+            persons += self._persons(model)
             if older is None:
                 warnings.append("who has not moved yet was not looked for: no threshold")
             else:
@@ -193,7 +203,7 @@ class Recogniser:
         self.vault.record(
             "identify", best.pseudonym if best else None, "accepted" if best else "rejected"
         )
-        warnings += (*_crowded(seen), *_outgrown(threshold, persons))
+        warnings += (*_crowded(seen), *notes, *_outgrown(threshold, persons))
         return Identification(best, ranked, threshold.value, threshold.target, tuple(warnings))
 
     def embed(self, chips: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -259,36 +269,74 @@ class Recogniser:
         """
         if self.vault.recall(_setting("identify", model)) is None:
             return None
-        ahead = threshold - self.threshold("identify", model).value
-        ranked = self._ranked(self._probe(self._portrait(picture, model), model), wanted, model)
+        older, _ = self._in_use("identify", model)
+        ahead = threshold - older.value
+        probe = self._probe(self._portrait(picture, model), model)
+        ranked = self._ranked(probe, wanted, model, older.scoring)
         return tuple(Candidate(one.pseudonym, one.score + ahead) for one in ranked)
 
-    def _searchable(self, model: str) -> tuple[int, Gallery, Index]:
-        """A model's gallery and its index, opened again when the vault has changed."""
+    def _in_use(self, purpose: Purpose, model: str) -> tuple[Threshold, tuple[str, ...]]:
+        """A model's threshold as it holds for the vault of today, and what to know of it."""
+        threshold = self.threshold(purpose, model)
+        if threshold.scoring.plain or threshold.plain is None:
+            return threshold, ()
+        persons = len(self._opened(model).population.vectors)
+        if persons > LEAST_PERSONS:  # the one who is claimed does not count
+            return threshold, _changed(threshold, persons)
+        note = "the vault holds too few persons by now to take anything off a score: plain cosine"
+        return dataclasses.replace(threshold, scoring=PLAIN, value=threshold.plain), (note,)
+
+    def population(self, leave_out: frozenset[str] = frozenset()) -> Population:
+        """The vault's persons of the current model, as scores use them, but for some pseudonyms."""
+        return Population.of(self._opened(self.model_id).gallery, leave_out)
+
+    def erase(self, subject: str) -> Receipt:
+        """Erase a subject from the vault, and from what is open in memory and rests on them."""
+        receipt = self.vault.erase(subject)
+        with self._lock:
+            self._open.clear()  # opened again, without them, when next needed
+        return receipt
+
+    def _persons(self, model: str) -> int:
+        return len(self._opened(model).gallery.names)
+
+    def _opened(self, model: str) -> _Open:
+        """A model's gallery, opened again when the vault has changed."""
         with self._lock:
             generation = self.vault.generation
-            if model not in self._index or self._index[model][0] != generation:
+            if model not in self._open or self._open[model].generation != generation:
                 gallery = self.vault.gallery(model)
                 dim = self._networks[model].backbone.dim  # an empty gallery does not know it yet
-                index = Index(gallery.vectors.reshape(-1, dim), eight_bit=self.vault.info.eight_bit)
-                self._index[model] = (generation, gallery, index)
-            return self._index[model]
+                gallery = dataclasses.replace(gallery, vectors=gallery.vectors.reshape(-1, dim))
+                self._open[model] = _Open(generation, gallery, self.vault.info.eight_bit)
+            return self._open[model]
 
-    def _ranked(self, probe: NDArray[np.float32], wanted: int, model: str) -> tuple[Candidate, ...]:
-        """The best persons for one probe [1, D]: rows are searched until there are enough."""
-        _, gallery, index = self._searchable(model)
-        total, rows = len(gallery.vectors), 4 * wanted
-        while True:
-            scores, found = index.search(probe, rows)
-            owners = gallery.owners[found[0]]
-            _, first = np.unique(owners, return_index=True)
-            if len(first) >= wanted or rows >= total:
-                break
-            rows *= 4
-        best = sorted(first.tolist())[:wanted]
-        return tuple(
-            Candidate(gallery.pseudonyms[owners[row]], float(scores[0, row])) for row in best
-        )
+    def _scored(self, model: str, scoring: Choice) -> Scored:
+        opened = self._opened(model)
+        with self._lock:
+            return opened.scored(scoring)
+
+    def _compared(
+        self,
+        subject: str,
+        model: str,
+        probes: NDArray[np.float32],
+        templates: NDArray[np.float32],
+        scoring: Choice,
+    ) -> NDArray[np.float64]:
+        """The best score of each probe [N, D] with a subject's templates [n, D] of a model, [N]."""
+        if scoring.plain:  # needs nobody else's templates
+            cosines: NDArray[np.float64] = (probes @ templates.T).max(axis=1).astype(np.float64)
+            return cosines
+        scored, pseudonym = self._scored(model, scoring), self.vault.pseudonym(subject)
+        return np.array([scored.score(probe[None], pseudonym) for probe in probes])
+
+    def _ranked(
+        self, probe: NDArray[np.float32], wanted: int, model: str, scoring: Choice
+    ) -> tuple[Candidate, ...]:
+        """The best persons for one probe [1, D]."""
+        ranked = self._scored(model, scoring).ranked(probe, wanted)
+        return tuple(Candidate(pseudonym, score) for pseudonym, score in ranked)
 
     def _must_look_alike(
         self, subject: str, pictures: Sequence[Picture], rows: NDArray[np.float32]
@@ -296,7 +344,7 @@ class Recogniser:
         """Refuse pictures, `rows` [N, D], of someone else, by the model that has the person."""
         model, held = self._templates(subject)
         try:
-            limit = self.threshold("verify", model).value
+            threshold, _ = self._in_use("verify", model)
         except Refused as error:
             raise Refused(
                 "this person is enrolled, and no threshold says whether these pictures are of them",
@@ -307,7 +355,8 @@ class Recogniser:
                 [self._probe(self._portrait(each, model), model) for each in pictures]
             )
         try:
-            must_look_alike(pictures, (rows @ held.T).max(axis=1), limit)
+            scores = self._compared(subject, model, rows, held, threshold.scoring)
+            must_look_alike(pictures, scores, threshold.value)
         except ImageError:
             self.vault.record("enrol", self.vault.pseudonym(subject), "rejected")
             raise
@@ -324,14 +373,34 @@ class Recogniser:
         """Who else of the vault scores above the verification threshold, if there is one."""
         if self.vault.recall(_setting("verify", self.model_id)) is None:
             return ()
-        limit, own = self.threshold("verify").value, self.vault.pseudonym(subject)
+        threshold, _ = self._in_use("verify", self.model_id)
+        own = self.vault.pseudonym(subject)
         alike = {
             other.pseudonym
             for probe in self.vault.protect(embeddings)
-            for other in self._ranked(probe[None], 2, self.model_id)
-            if other.score >= limit and other.pseudonym != own
+            for other in self._ranked(probe[None], 2, self.model_id, threshold.scoring)
+            if other.score >= threshold.value and other.pseudonym != own
         }
         return tuple(f"looks like {name}, who is enrolled already" for name in sorted(alike))
+
+
+class _Open:
+    """A gallery in memory, and what is made of it when first asked for."""
+
+    def __init__(self, generation: int, gallery: Gallery, eight_bit: bool) -> None:
+        self.generation, self.gallery, self._eight_bit = generation, gallery, eight_bit
+        self._by_choice: dict[Choice, Scored] = {}
+
+    @cached_property
+    def population(self) -> Population:
+        return Population.of(self.gallery)
+
+    def scored(self, scoring: Choice) -> Scored:
+        if scoring not in self._by_choice:
+            people = Population.nobody(self.gallery) if scoring.plain else self.population
+            made = Scored(self.gallery, people, scoring, eight_bit=self._eight_bit)
+            self._by_choice[scoring] = made
+        return self._by_choice[scoring]
 
 
 def network_id(network: Network) -> str:
@@ -346,6 +415,13 @@ def _crowded(seen: Portrait) -> tuple[str, ...]:
         f"the picture shows {seen.quality.faces} faces: only the one nearest to its centre was "
         "looked at",
     )
+
+
+def _changed(threshold: Threshold, persons: int) -> tuple[str, ...]:
+    """The nearest of many more persons, or of far fewer, are another crowd than was calibrated."""
+    if threshold.population / 2 <= persons <= 2 * threshold.population:
+        return ()
+    return ("the vault has grown or shrunk by half since it was calibrated: calibrate again",)
 
 
 def _outgrown(threshold: Threshold, persons: int) -> tuple[str, ...]:

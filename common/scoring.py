@@ -30,8 +30,8 @@ Floats = NDArray[np.float32]
 LEAST_PERSONS: Final = 20
 # More persons change no score that matters, and each costs a product with every template.
 MOST_PERSONS: Final = 1024
-NEAREST: Final = 10
-SPARED: Final = 0.1
+NEAREST: Final = 7
+SPARED: Final = 0.06
 _ROWS_AT_ONCE: Final = 4096
 _NOBODY: Final = -1
 

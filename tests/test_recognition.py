@@ -20,7 +20,7 @@ from common.dataset import images_of, list_subjects, load_chips
 from common.detection import DlibDetector
 from common.errors import ImageError, InputError, Refused
 from common.network import Network, public_network
-from common.scoring import plain
+from common.scoring import Choice, Scorer, plain
 from common.sealing import KeyFileLock
 
 LFW = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "lfw" / "images"
@@ -266,3 +266,46 @@ def test_while_a_vault_moves_to_a_new_model_both_answer(
     alone = Recogniser(engine.vault, newer, DlibDetector())
     with pytest.raises(Refused, match="no template of the model"):
         alone.verify("Colin_Powell", probe)
+
+
+def test_scores_rest_on_the_others_of_the_vault_until_it_holds_too_few(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]]
+) -> None:
+    rows, labels = public
+    crowd, rest = [f"crowd {person}" for person in range(24)], labels >= 24
+    for person, name in enumerate(crowd):
+        engine.vault.enrol(name, rows[labels == person], model_id=engine.model_id)
+    claimed = ENROLLED[0]
+    engine.enrol(claimed, pictures(claimed, 1, 2), force=True)
+    (probe,) = pictures(claimed, 4, 1)
+    known = {"model_id": engine.model_id, "source": "lfw"}
+    before = for_verification(plain(rows[rest]), labels[rest], 1e-2, **known)
+    engine.use(before)
+    cosine = engine.verify(claimed, probe).score
+
+    population, scoring = engine.population(), Choice(0.0, 1.0)
+    ready = Scorer.of(scoring, population.vectors).faces(engine.vault.protect(rows[rest]))
+    threshold = for_verification(ready, labels[rest], 1e-2, **known)
+    assert threshold.value < before.value
+    engine.use(
+        dataclasses.replace(
+            threshold,
+            scoring=scoring,
+            population=len(population.vectors),
+            plain=before.value,
+        )
+    )
+    decision = engine.verify(claimed, probe)
+    assert decision.accepted and decision.threshold == threshold.value
+    assert threshold.value < decision.score < cosine - 1e-3  # the crowd takes something off
+    for name in crowd[:3]:
+        engine.erase(name)
+    fewer = engine.verify(claimed, probe)
+    assert fewer.score != decision.score  # who is erased takes nothing off any more
+    for name in crowd[3:6]:
+        engine.erase(name)
+    alone = engine.verify(claimed, probe)
+    assert alone.accepted and alone.threshold == before.value
+    assert alone.score == pytest.approx(cosine, abs=1e-6)
+    assert any("too few persons" in note for note in alone.warnings)
+    assert not any("too few persons" in note for note in decision.warnings)

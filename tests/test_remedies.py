@@ -45,7 +45,9 @@ def test_a_threshold_that_fails_a_crowded_group_is_mended_by_its_mean_and_by_a_c
     assert before.persons == 60 and 0 < before.tmr <= 1
     noised = [remedy for name, remedy in found.items() if "simulated noise" in name]
     few, many = (remedy.worst.fmr for remedy in noised)
-    assert own.worst.fmr <= many < few  # noise costs, the less the more persons share it
+    assert (
+        max(own.worst.fmr, many) < few < before.worst.fmr
+    )  # noise costs, less where many share it
     assert before.to_json()["worst"] == "group 2" and HALVES > 1
 
 

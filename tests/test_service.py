@@ -30,6 +30,20 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
 
 
+def test_a_token_that_may_only_verify_gets_the_decision_and_not_the_score(site: Site) -> None:
+    site.calibrate(0.99)
+    files = [("images", (f"{CANARY}.jpg", faces()[0]))]
+    site.ask("POST", "/v1/subjects", site.token("enrol"), data={"subject": CANARY}, files=files)
+    told = {}
+    for scopes in (("verify",), ("verify", "enrol"), ("verify", "identify"), ("verify", "admin")):
+        ask = {"data": {"subject": CANARY}, "files": {"image": faces()[0]}}
+        answer = site.ask("POST", "/v1/verify", site.token(*scopes), **ask).json()
+        assert answer["accepted"]
+        told[scopes[-1]] = answer["score"]
+    assert told["verify"] is None and told["enrol"] is None
+    assert told["identify"] == told["admin"] and told["admin"] > 0.999
+
+
 def test_a_person_is_enrolled_verified_identified_and_erased(site: Site) -> None:
     site.calibrate(0.99)
     token = site.token(*SCOPES)

@@ -12,7 +12,7 @@ from fastapi.responses import PlainTextResponse
 
 from client.calibration import Purpose, Threshold
 from client.enrolment import Rights
-from client.recognition import Decision, Enrolment, Identification
+from client.recognition import Enrolment, Identification
 from client.service.state import Service
 from client.service.tokens import COMMAND
 from client.service.uploads import Form, read_form, subject_id
@@ -86,6 +86,21 @@ class Health:
     status: str
     verify: bool
     identify: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A verification; `score` is null for tokens that may do no more than verify.
+
+    A score may rest on everyone in the vault, and many of them tell who is: the decision does not.
+    """
+
+    pseudonym: str
+    accepted: bool
+    score: float | None
+    threshold: float
+    fmr: float
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -165,19 +180,24 @@ async def subjects(
 )
 async def erase(request: Request) -> Receipt:
     service, subject = service_of(request), await _subject_of(request)
-    return await service.storage.run(partial(service.recogniser.vault.erase, subject))
+    return await service.storage.run(partial(service.recogniser.erase, subject))
 
 
 @router.post(
     "/v1/verify",
-    summary="Is this image of that person? Scope: verify.",
+    summary="Is this image of that person? Scope: verify; with identify or admin, the score, too.",
     dependencies=[needs("verify")],
     openapi_extra=_multipart("subject", "image"),
 )
-async def verify(request: Request) -> Decision:
+async def verify(request: Request) -> Verification:
     service, form = service_of(request), await form_of(request)
     work = partial(service.recogniser.verify, form.person(), form.picture())
-    return await service.recognitions.run(work)
+    found = await service.recognitions.run(work)
+    token = token_of(request)
+    score = found.score if token.allows("identify") or token.allows("admin") else None
+    return Verification(
+        found.pseudonym, found.accepted, score, found.threshold, found.fmr, found.warnings
+    )
 
 
 @router.post(

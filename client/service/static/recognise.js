@@ -20,7 +20,8 @@ export function start() {
     const decision = await api.verify(subject, pictures.need()[0]);
     const title = decision.accepted ? "Accepted: the same person" : "Rejected: not the same person";
     return [note(decision.accepted ? "good" : "bad", title, facts([
-      ["Score", h("span", { class: "score" }, number(decision.score), scale(decision.score, decision.threshold))],
+      ["Score", decision.score === null ? "Not told to a token that may only verify"
+        : h("span", { class: "score" }, number(decision.score), scale(decision.score, decision.threshold))],
       ["Threshold", `${number(decision.threshold)}, at which ${rate(decision.fmr)} of strangers would pass`],
       ["Pseudonym", code(decision.pseudonym)]])), ...checks(decision)];
   });
