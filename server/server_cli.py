@@ -19,7 +19,9 @@ from server.deployment.folder import ENDED, Progress, RunFolder, RunRequest, Ser
 from server.deployment.status import versions
 from server.deployment.up import accept_roster, up
 from server.report.utility import read_utility
+from server.report.verdict import HINT, STAGES, recommended, told
 from server.report.wording import epsilon as epsilon_in_words
+from server.report.wording import percent
 from server.token_cli import token
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
@@ -226,19 +228,20 @@ class RunEnded(VeilfaceError):  # noqa: N818 - names what happened
 def _say_gain(run: RunFolder) -> None:
     """Tell who trained with private faces what they gave, on the server's own test faces."""
     if (utility := read_utility(run.path)) is None:
+        click.echo("No verdict: give --test, public faces to measure each stage on", err=True)
         return
-    start, after = utility.start, utility.after
-    click.echo(
-        f"TMR {start.tmr_at_fmr_1e2:.1%} at FMR 1e-2 and {start.tmr_at_fmr_1e3:.1%} at FMR 1e-3 "
-        f"before private training, {after.tmr_at_fmr_1e2:.1%} and {after.tmr_at_fmr_1e3:.1%} after",
-        err=True,
-    )
-    if utility.gained_nothing:
+    for stage, rates in utility.stages:
         click.echo(
-            "Note: the private faces gave nothing: more persons, a larger epsilon or secure "
-            "aggregation leave more to learn than the noise hides",
+            f"{STAGES[stage]}: TMR {percent(rates.tmr_at_fmr_1e2)} at FMR 1e-2 and "
+            f"{percent(rates.tmr_at_fmr_1e3)} at FMR 1e-3",
             err=True,
         )
+    said = told(utility)
+    click.echo(f"{'Warning: ' if said.tone == 'amber' else ''}{said.line}", err=True)
+    if utility.verdict in ("no-difference", "worse"):
+        click.echo(HINT, err=True)
+    if use := recommended(utility):
+        click.echo(use, err=True)
 
 
 def _say(run: RunFolder, as_json: bool) -> None:

@@ -19,15 +19,14 @@ from common.dataset import images_of, list_subjects, load_chips
 from common.detection import DlibDetector
 from common.embedding import Rows
 from common.errors import InputError
-from common.intervals import verification_of
 from common.parameters import assign, flatten
 from common.software import record_software
 from common.storage import make_private_directory
 from common.terms import TrainingConfig
 from server.checkpoint import Checkpoint
 from server.masked_rounds import Parties
-from server.public_test import PublicTest, utility_of
-from server.report.utility import public_scores, write_utility
+from server.public_test import PublicFaces, PublicTest, apart
+from server.report.utility import PUBLIC_SCORES, RECOMMENDED, write_utility
 from server.rounds import Federation, Observer, run_rounds
 from server.setup import PublicBank, cut, prepare
 
@@ -76,7 +75,8 @@ def make_ready(config: RunConfig) -> Ready:
     test = None
     if config.test is not None:
         faces = _faces(config, config.test, backbone)
-        test = PublicTest(rows, faces.chips, faces.persons, untrained)
+        everyone = PublicFaces(faces.chips, faces.persons, np.zeros(len(faces.persons), np.int64))
+        test = PublicTest(rows, *apart(everyone), untrained)
     return Ready(config, rows, federation, test)
 
 
@@ -93,23 +93,33 @@ def train(
     def evaluate(round_: int, parameters: NDArray[np.float32]) -> dict[str, float]:
         if ready.test is None:
             return {}
-        return public_scores(verification_of(ready.test.under(parameters), ci=False))
+        rates = ready.test.rates(ready.test.under(parameters))
+        return {name: 1.0 - rate for name, rate in zip(PUBLIC_SCORES, rates, strict=True)}
 
     checkpoint = out / "checkpoint.safetensors"
     done = run_rounds(grid, ready.federation, checkpoint, evaluate, observer, parties)
+    recommended = None
     if (test := ready.test) is not None:
-        before, start = test.before(), test.public_only(ready.federation.initial)
-        write_utility(out, utility_of(before, start, test.under(done.state.released())))
+        after = test.under(done.state.released())
+        utility = test.utility(ready.federation.initial, after)
+        write_utility(out, utility)
+        recommended = utility.recommended
+    _save(ready, done.state.released(), out / "model.safetensors")
+    if recommended == "public":
+        _save(ready, ready.federation.initial, out / RECOMMENDED)
+    return done
+
+
+def _save(ready: Ready, parameters: NDArray[np.float32], path: Path) -> None:
     trainable = ready.rows.split.trainable
-    assign(trainable, torch.from_numpy(done.state.released()))
+    assign(trainable, torch.from_numpy(parameters))
     save_model(
-        out / "model.safetensors",
+        path,
         backbone=ready.config.backbone,
         train_set=ready.config.training.train_set,
         state=dict(trainable.state_dict()),
         meta={"run_id": ready.config.run_id, "contract": to_json(ready.federation.contract)},
     )
-    return done
 
 
 def _faces(config: RunConfig, folder: Path, backbone: Backbone) -> PublicBank:

@@ -14,6 +14,8 @@ from rich.table import Table
 from common.contract import Trust
 from common.detector_options import yunet_file
 from common.errors import InputError
+from common.metrics import Verification
+from common.paired import Change
 from common.vocabulary import (
     AGGREGATOR_NAMES,
     LOSS_NAMES,
@@ -22,7 +24,10 @@ from common.vocabulary import (
     Shift,
     TrainSet,
 )
-from server.report.run_record import RunRecord, write_run
+from server.report.run_record import RunRecord, by_size, write_run
+from server.report.utility import MODELS
+from server.report.verdict import MEANING, STAGES, amber, recommended, told, told_alone
+from server.report.wording import RATES, interval, percent, points
 from server.report.wording import epsilon as epsilon_in_words
 from simulations.bench.cli import bench
 from simulations.scenario_options import scenario_options
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from simulations.experiment import Experiment
 
 __all__ = ["bench", "simulate"]
+_COLOURS = {"good": "green", "neutral": "default", "amber": "dark_orange"}
 
 
 def _data(value: str) -> Path | None:
@@ -175,40 +181,66 @@ def simulate(out: Path | None, resume: bool, as_json: bool, **options: Any) -> N
         *write_plots(record, folder.path),
         write_page(record, folder.path),
     )
+    for line in amber(record):
+        click.echo(f"Warning: {line}", err=True)
     if as_json:
         click.echo(json.dumps(record.summary()))
         return
     console = Console()
     console.print(_table(record))
-    if record.public_only:
-        console.print("Public only: trained on public images alone; private training starts there.")
+    _print_outcome(console, record)
     _print_privacy(console, record)
     for warning in record.warnings:
         console.print(f"Note: {warning}", markup=False)
-    for path in (folder.path / "model.safetensors", *written):
+    models = [folder.path / name for name in record.files if name in MODELS]
+    for path in (*models, *written):
         console.print(str(path), markup=False, soft_wrap=True)
     console.print(f"Check it: veilface ledger verify {folder.path}", markup=False, soft_wrap=True)
 
 
 def _table(record: RunRecord) -> Table:
-    before, after = record.before.to_json(), record.after.to_json()
-    public = record.public_only.to_json() if record.public_only else None
     table = Table(
-        title=f"{record.before.mated:,} mated, {record.before.non_mated:,} non-mated pairs"
+        title=f"{record.before.mated:,} mated, {record.before.non_mated:,} non-mated pairs; "
+        "below: 95% interval over persons"
     )
-    middle = ["public only"] if public else []
-    for column in ("", "before", *middle, "after", "95% interval of after"):
-        table.add_column(column, justify="left" if not column else "right")
-    intervals = after["ci"]
-    for name, label in (
-        ("tmr_at_fmr_1e-2", "TMR @ FMR 1e-2"),
-        ("tmr_at_fmr_1e-3", "TMR @ FMR 1e-3"),
-        ("eer", "EER"),
+    table.add_column("")
+    for label in RATES.values():
+        table.add_column(label, justify="right")
+    for stage, rates in record.stages:
+        cells = [f"{percent(getattr(rates, name))}{_ends(rates, name)}" for name in RATES]
+        table.add_row(STAGES[stage], *cells)
+    for label, found in (
+        ("change from better public", record.difference),
+        ("change from alone", record.unreleased.difference if record.unreleased else None),
     ):
-        low, high = intervals[name] if isinstance(intervals, dict) else (float("nan"),) * 2
-        rates = [f"{rates[name]:.3f}" for rates in (before, public, after) if rates]
-        table.add_row(label, *rates, f"{low:.3f} to {high:.3f}")
+        if found is not None:
+            table.add_row(label, *(_changed(getattr(found, name)) for name in RATES))
     return table
+
+
+def _ends(rates: Verification, name: str) -> str:
+    return f"\n{interval(getattr(rates.ci, name))}" if rates.ci else ""
+
+
+def _changed(found: Change) -> str:
+    return f"{points(found.value)}\n{points(found.low)} to {points(found.high)}"
+
+
+def _print_outcome(console: Console, record: RunRecord) -> None:
+    for stage, _ in record.stages:
+        console.print(f"{STAGES[stage]}: {MEANING[stage]}", style="dim", markup=False)
+    for said in (told(record.utility), told_alone(record)):
+        if said is not None:
+            console.print(f"[bold {_COLOURS[said.tone]}]{said.head}.[/] {said.text}")
+    console.print(recommended(record.utility), markup=False)
+    if record.unreleased is not None and len(record.unreleased.by_site) > 1:
+        sizes = Table(title="Each site alone, by how many persons it has")
+        for column in ("persons", "sites", *RATES.values()):
+            sizes.add_column(column, justify="right")
+        for size in by_size(record.unreleased.by_site):
+            rates = [percent(rate) for rate in size.rates]
+            sizes.add_row(f"{size.persons:,}", str(size.sites), *rates)
+        console.print(sizes)
 
 
 def _print_privacy(console: Console, record: RunRecord) -> None:

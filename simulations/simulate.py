@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from client.gradients import choose_engine, engine_name
 from common.backbones.weights import save_model
 from common.config import digest, to_json
-from common.intervals import verification_of
 from common.ledger import Ledger, Reservation
 from common.parameters import assign
 from common.spending import spent
 from server.checkpoint import Checkpoint, load
-from server.public_test import PublicTest, utility_of
+from server.public_test import PublicFaces, PublicTest
 from server.report.collusion import masked_adversaries
 from server.report.run_record import (
     Adversary,
@@ -35,7 +34,7 @@ from server.report.run_record import (
     SiteSpending,
     Skipped,
 )
-from server.report.utility import Utility
+from server.report.utility import RECOMMENDED, Utility
 from simulations.evidence import check_ledgers
 from simulations.experiment import Experiment
 from simulations.federation import (
@@ -63,16 +62,13 @@ def simulate(
 ) -> RunRecord:
     """Run an experiment to its end, keep model and checkpoint, and return what its report shows."""
     simulation = build(experiment, folder.run_id, folder.path, material)
-    test = PublicTest(
-        simulation.rows, material.test.chips, material.test.index, simulation.untrained
-    )
-    before, public_only = test.before(), test.public_only(simulation.federation.initial)
+    test = _test(simulation)
 
     def evaluate(round_: int, parameters: NDArray[np.float32]) -> dict[str, float]:
         if not _is_evaluated(round_, experiment):
             return {}
-        result = verification_of(test.under(parameters), ci=False)
-        return {"tmr_1e2": result.tmr_at_fmr_1e2, "tmr_1e3": result.tmr_at_fmr_1e3}
+        wide, strict = test.rates(test.under(parameters))
+        return {"tmr_1e2": wide, "tmr_1e3": strict}
 
     sent: list[int] = []
     updates = 0
@@ -92,8 +88,9 @@ def simulate(
         check_ledgers(folder.path, folder.run_id, load(checkpoint, digest(contract)).history)
     done = run(simulation, checkpoint, evaluate, progress, seen)
     check_ledgers(folder.path, folder.run_id, done.history)
-    utility = utility_of(before, public_only, test.under(done.state.released()))
-    model = _save(simulation, done)
+    after = test.under(done.state.released())
+    utility = test.utility(simulation.federation.initial, after)
+    model = _save(simulation, done, utility)
     record = _record(simulation, folder, progress, done, utility, model)
     per_round = None
     if updates:  # Ray's answers are not seen
@@ -108,13 +105,27 @@ def _is_evaluated(round_: int, experiment: Experiment) -> bool:
     return round_ % every == 0 or round_ == experiment.rounds
 
 
-def _save(simulation: Simulation, done: Checkpoint) -> str:
-    """Write model.safetensors and return its model id."""
+def _test(simulation: Simulation) -> PublicTest:
+    """Return the experiment's test persons and judges, with their frozen rows."""
+    material = simulation.material
+    cameras = np.zeros(len(material.test.index), np.int64)
+    test = PublicFaces(material.test.chips, material.test.index, cameras)
+    return PublicTest(simulation.rows, test, None, simulation.untrained)
+
+
+def _save(simulation: Simulation, done: Checkpoint, utility: Utility) -> str:
+    """Write the trained model and, if it is another, the recommended; return the former's id."""
+    if utility.recommended == "public":
+        _save_as(simulation, simulation.federation.initial, RECOMMENDED)
+    return _save_as(simulation, done.state.released(), "model.safetensors")
+
+
+def _save_as(simulation: Simulation, parameters: NDArray[np.float32], name: str) -> str:
     trainable = simulation.rows.split.trainable
-    assign(trainable, torch.from_numpy(done.state.released()))
+    assign(trainable, torch.from_numpy(parameters))
     contract = simulation.federation.contract
     return save_model(
-        simulation.directory / "model.safetensors",
+        simulation.directory / name,
         backbone=contract.backbone,
         train_set=contract.train_set,
         state=dict(trainable.state_dict()),
@@ -223,11 +234,18 @@ def _record(
         peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         det_before=utility.det_before,
         det_after=utility.det_after,
+        det_public=utility.det_public,
+        difference=utility.difference,
+        recommended=utility.recommended,
+        judges=utility.judges,
         rounds=rounds,
         settings=_settings(simulation),
         skipped=tuple(Skipped(reason, count) for reason, count in sorted(skipped.items())),
         warnings=(*_warnings(simulation, done), *utility.after.shortages),
-        files=("model.safetensors", "run.json", "checkpoint.safetensors", "sites/*/ledger.jsonl"),
+        files=(
+            *(["model.safetensors"] + [RECOMMENDED] * (utility.recommended == "public")),
+            *("run.json", "checkpoint.safetensors", "sites/*/ledger.jsonl"),
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from scipy.special import ndtr, ndtri
 
 from common.accounting import Event, GaussianEvent, PoissonEvent, cross_checked_epsilon
 from common.ledger import Ledger
+from common.paired import Change
 from server.audit.assess import assess
 from server.audit.facts import Facts, Report, Round
 from server.audit.page import render
@@ -142,3 +143,18 @@ def test_a_report_cannot_pass_for_one_of_another_format_or_time(tmp_path: Path) 
     found, checks = check_text(other.to_text())
     assert found is None
     assert checks[-1].outcome == "FAILS"
+
+
+def test_a_difference_that_is_not_that_of_the_rates_is_found(report: Report, run: Path) -> None:
+    facts = report.facts
+    assert facts.utility is not None and facts.utility.difference is not None
+    mean = facts.utility.difference.tmr_mean
+    what = "the difference that training made is that of the stated rates"
+    for lie in (
+        Change(mean.value + 0.05, mean.low + 0.05, mean.high + 0.05),
+        Change(mean.value, mean.high, mean.low),
+        Change(mean.value, mean.low, 1.5),
+    ):
+        said = replace(facts.utility.difference, tmr_mean=lie)
+        false = replace(facts, utility=replace(facts.utility, difference=said))
+        assert _lie(report, false, run) == [what]

@@ -22,12 +22,15 @@ from common.software import Package
 from common.statement import Consent, Statement
 from common.vault_facts import VaultFacts
 from server.audit import cli
-from server.audit.facts import Report
+from server.audit.facts import Facts, Report
 from server.audit.page import render, split
 from server.audit.pdf import to_pdf
 from server.audit.rates import Group, GroupRate, Groups, WorstGroup
 from server.audit.wording import LANGUAGES, Language, Wording, in_hundred, share, texts
-from tests.audit_rig import DELTA, REJECTED, Case, make_run, report_of
+from server.report.utility import Utility
+from server.report.verdict import HEADS
+from server.report.wording import points
+from tests.audit_rig import DELTA, REJECTED, Case, gained, make_run, report_of
 from tests.browser_rig import needs_browser
 
 
@@ -134,7 +137,46 @@ def _other_reports(report: Report, tmp_path: Path) -> list[Report]:
     contract = replace(masked.facts.contract, masking=None)
     earlier = replace(masked.facts, contract=contract, sites=(agreed, *others))
     found.append(replace(masked, facts=earlier))
+    found += [replace(report, facts=replace(facts, utility=one)) for one in _utilities(facts)]
     return [*found, replace(report, facts=odd, findings=changed), replace(report, facts=alone)]
+
+
+def _utilities(facts: Facts) -> list[Utility]:
+    """What training may have changed: every verdict, every stage, and an earlier version's."""
+    assert facts.utility is not None
+    plain = facts.utility
+    worse, better = (
+        replace(plain.after, tmr_at_fmr_1e2=plain.after.tmr_at_fmr_1e2 + change)
+        for change in (-0.1, 0.1)
+    )
+    return [
+        replace(plain, difference=None, recommended=None, judges=0),
+        replace(plain, difference=gained(worse, plain.start), recommended="before", judges=0),
+        replace(plain, difference=gained(better, plain.start), recommended="public"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "tone", "words"),
+    [
+        (0, None, "No verdict"),
+        (1, "amber", HEADS["worse"]),
+        (2, "good", HEADS["helped"]),
+        (None, "neutral", HEADS["no-difference"]),
+    ],
+)
+def test_the_verdict_has_the_words_and_the_colour_of_the_run_page(
+    report: Report, place: int | None, tone: str | None, words: str
+) -> None:
+    utility = report.facts.utility if place is None else _utilities(report.facts)[place]
+    page = render(replace(report, facts=replace(report.facts, utility=utility)), "en")
+    section = page[page.index('<section id="utility">') :]
+    assert words in section
+    found = re.findall(r'<div class="verdict (\w+)"', section)
+    assert found == ([] if tone is None else [tone])
+    if utility is not None and utility.difference is not None:
+        assert f"{points(utility.difference.tmr_mean.value)} points" in section
+        assert "public only" in section and "Recommended: " in section
 
 
 def _vault() -> str:

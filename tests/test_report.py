@@ -18,23 +18,28 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from common.metrics import Interval, Intervals, Verification
+from common.paired import Change, Difference
 from common.wording import plural
 from server.report.drawing import Plot
 from server.report.page import render, write_page
 from server.report.plots import draw_all, write_plots
 from server.report.run_record import (
     Adversary,
-    DetPoints,
     PrivacyRecord,
     RoundPoint,
     RunRecord,
     Setting,
+    SiteAlone,
     SiteSpending,
     Skipped,
+    Unreleased,
+    by_size,
     read_run,
     run_from_json,
     write_run,
 )
+from server.report.utility import DetPoints
+from server.report.verdict import amber, change, told
 from server.report.wording import detection, duration, epsilon, points, power
 
 HOSTILE = "<script src='http://evil.example/x.js'>alert(1)</script>\"&'</style>"
@@ -138,9 +143,14 @@ def test_a_record_survives_its_file(record: RunRecord, tmp_path: Path) -> None:
 def test_the_summary_has_the_keys_of_the_contract() -> None:
     summary = RECORD.summary()
     assert list(summary) == [
-        *("run_id", "model", "before", "public_only", "after", "privacy", "seconds", "peak_mb"),
-        "per_round",
+        *("run_id", "model", "before", "public_only", "after", "stages", "verdict", "recommended"),
+        *("judges", "difference", "difference_alone", "verdict_alone", "alone_by_site", "privacy"),
+        *("seconds", "peak_mb", "per_round"),
     ]
+    stages = summary["stages"]
+    assert isinstance(stages, dict)
+    assert list(stages) == ["before", "public", "alone", "after", "after_own"]
+    assert stages["before"] == RECORD.before.to_json() and stages["alone"] is None
     privacy = summary["privacy"]
     assert isinstance(privacy, dict)
     assert privacy["adversaries"] == {"the server": 3.996, "anyone with the model": 2.5}
@@ -259,7 +269,7 @@ def test_every_number_on_the_page_comes_from_the_record(drawn: tuple[Plot, ...])
     text = " ".join(Page(render(RECORD, drawn)).chunks)
     shown = set(re.findall(r"\d[\d,.]*(?:e-\d+)?(?<![.,])", text))
     fixed = {"1e-2", "1e-3", "95", "1.0"}  # operating points, level of intervals and of alarms
-    rates = {"69.3", "39.8", "7.5", "73.5", "44.9", "7.1", "4.2", "5.1", "0.4"}
+    rates = {"69.3", "39.8", "7.5", "73.5", "44.9", "7.1"}
     ends = {"48.0", "53.0", "58.0", "63.0"}
     privacy = {"1e-4", "4.00", "2.50", "1.24", "2.00", "3.710", "6.520", "20", "18"}
     # e^3.996 and e^2.5 times 1% false alarms, plus delta, rounded up.
@@ -296,7 +306,9 @@ def test_an_unbounded_adversary_alone_makes_a_run_not_private(drawn: tuple[Plot,
 
 def test_drawings_say_what_they_show(drawn: tuple[Plot, ...]) -> None:
     det, tmr, spent = drawn
-    assert "69.3% to 73.5%" in det.alt and "39.8% to 44.9%" in tmr.alt
+    for alt in (det.alt, tmr.alt):
+        assert "FMR 1e-2: before 69.3%, federated 73.5%" in alt
+        assert "FMR 1e-3: before 39.8%, federated 44.9%" in alt
     assert "at most epsilon 4.00 at delta 1e-4" in spent.alt
     assert "budget 4.00" in spent.svg and "budget 2.00" in spent.svg
     assert "epsilon spent (delta 1e-4)" in spent.svg
@@ -343,13 +355,137 @@ def test_the_power_of_a_membership_test_is_never_understated(value: float, delta
         assert bound - 1e-8 <= said <= bound + 0.001
 
 
-def test_what_public_images_alone_gave_stands_between_before_and_after(tmp_path: Path) -> None:
-    public = Verification(0.073, 0.711, 0.422, 4321, 987654, intervals(0.55))
-    record = dataclasses.replace(RECORD, public_only=public)
-    write_run(record, tmp_path)
-    assert read_run(tmp_path) == record
-    page = render(record, ())
-    assert "public only" in page
-    assert "71.1%" in page
-    assert "private +2.4" in page
-    assert "public only" not in render(RECORD, ())
+PUBLIC = Verification(0.073, 0.711, 0.422, 4321, 987654, intervals(0.55))
+ALONE = Verification(0.072, 0.742, 0.461, 4321, 987654, intervals(0.61))
+OWN = Verification(0.068, 0.751, 0.473, 4321, 987654, intervals(0.62))
+CURVE = DetPoints((1.0, 0.1, 0.01, 0.001, 0.0), (0.0, 0.035, 0.289, 0.578, 1.0))
+
+
+def by(value: float, half: float) -> Difference:
+    """A difference of both TMRs by `value`, give or take `half`."""
+    change = Change(value, value - half, value + half)
+    return Difference(Change(-0.002, -0.004, 0.001), change, change, change)
+
+
+def site(name: str, persons: int) -> SiteAlone:
+    return SiteAlone(name, persons, dataclasses.replace(ALONE, ci=None))
+
+
+FULL = dataclasses.replace(
+    RECORD,
+    public_only=PUBLIC,
+    det_public=CURVE,
+    difference=by(0.0255, 0.011),
+    recommended="after",
+    judges=331,
+    unreleased=Unreleased(
+        alone=ALONE,
+        det_alone=CURVE,
+        difference=by(-0.0095, 0.004),
+        by_site=(site("site-000", 5), site("site-001", 5), site("site-002", 100)),
+        after_own=OWN,
+        det_after_own=CURVE,
+    ),
+)
+
+
+def verdict_of(difference: Difference) -> RunRecord:
+    return dataclasses.replace(RECORD, difference=difference, recommended="before", judges=20)
+
+
+def test_a_record_of_every_stage_survives_its_file(tmp_path: Path) -> None:
+    write_run(FULL, tmp_path)
+    assert read_run(tmp_path) == FULL
+    summary = FULL.summary()
+    assert (summary["verdict"], summary["verdict_alone"]) == ("helped", "worse")
+    difference = summary["difference"]
+    assert isinstance(difference, dict)
+    assert difference["tmr_mean"] == 0.0255
+    assert difference["ci"]["tmr_at_fmr_1e-2"] == pytest.approx([0.0145, 0.0365])
+
+
+def test_a_record_of_an_earlier_version_is_read_and_states_no_verdict(tmp_path: Path) -> None:
+    old = json.loads(json.dumps(RECORD.to_json()))
+    for name in ("stages", "verdict", "recommended", "judges", "difference", "difference_alone"):
+        del old[name]
+    del old["verdict_alone"], old["alone_by_site"]
+    record = run_from_json(old)
+    assert record == RECORD and record.verdict is None
+    page = Page(render(record, draw_all(record)))
+    assert "No verdict" in page.text and "Recommended" not in page.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run: run.update(verdict="no-difference"),
+        lambda run: run.update(verdict_alone="helped"),
+        lambda run: run["stages"]["public"].update({"tmr_at_fmr_1e-2": 0.9}),
+        lambda run: run["stages"].update(alone=None),
+        lambda run: run["difference"].update(tmr_mean=0.001),
+        lambda run: run.update(recommended="public", public_only=None),
+    ],
+)
+def test_a_verdict_that_does_not_follow_from_the_numbers_is_refused(change: Any) -> None:
+    run = json.loads(json.dumps(FULL.to_json()))
+    run["difference"]["ci"]["tmr_mean"] = [0.0145, 0.0365]
+    change(run)
+    if run["difference"]["tmr_mean"] == 0.001:
+        run["difference"]["ci"]["tmr_mean"] = [-0.01, 0.012]
+    with pytest.raises(InputError, match=r"does not follow|cannot be recommended"):
+        run_from_json(run)
+
+
+def test_every_stage_stands_on_the_page_and_in_both_drawings() -> None:
+    drawn = draw_all(FULL)
+    page = Page(render(FULL, drawn))
+    for rates in (FULL.before, PUBLIC, ALONE, FULL.after, OWN):
+        assert f"{100 * rates.tmr_at_fmr_1e3:.1f}%" in page.text
+        assert all(f"{100 * rates.tmr_at_fmr_1e3:.1f}%" in plot.alt for plot in drawn[:2])
+    for stage in ("before", "public only", "alone", "federated", "federated and own"):
+        assert all(f">{stage}</text>" in plot.svg for plot in drawn[:2])
+    assert "not noised: simulations only" in page.text
+    assert "Each site alone, by how many persons it has" in page.text
+    assert page.text.count("not noised") >= 2
+
+
+@pytest.mark.parametrize(
+    ("difference", "tone", "words"),
+    [
+        (by(0.02, 0.01), "good", "Private training helped"),
+        (by(0.02, 0.03), "neutral", "made no difference that can be told"),
+        (by(-0.02, 0.03), "neutral", "made no difference that can be told"),
+        (by(-0.02, 0.01), "amber", "Private training made it worse"),
+    ],
+)
+def test_the_verdict_is_told_in_words_and_in_one_colour(
+    difference: Difference, tone: str, words: str
+) -> None:
+    record = verdict_of(difference)
+    html = render(record, ())
+    assert f'<section class="verdict {tone}"' in html and words in html
+    others = {"neutral", "amber"} - {tone}
+    assert not any(f'class="verdict {other}"' in html for other in others)
+    assert [line for line in amber(record) if words in line] == list(amber(record))
+    assert bool(list(amber(record))) == (tone == "amber")
+    shown = change(difference.tmr_mean)
+    assert shown in told(record.utility).line and shown in Page(html).text
+    assert "Recommended: the public model, before any training; no file is needed" in html
+
+
+def test_less_than_a_site_reaches_alone_is_amber_though_training_helped() -> None:
+    assert [line.split(".")[0] for line in amber(FULL)] == [
+        "Each site alone is better than federated"
+    ]
+    assert 'class="verdict good"' in render(FULL, ()) and 'class="verdict amber"' in render(
+        FULL, ()
+    )
+
+
+def test_sites_alone_are_grouped_by_size() -> None:
+    assert FULL.unreleased is not None
+    small, large = by_size(FULL.unreleased.by_site)
+    assert (small.persons, small.sites, large.persons, large.sites) == (5, 2, 100, 1)
+    many = by_size(tuple(site(f"site-{n:03d}", 3 * n) for n in range(1, 21)))
+    assert [size.sites for size in many] == [5, 5, 5, 5]
+    assert [size.persons for size in many] == sorted(size.persons for size in many)

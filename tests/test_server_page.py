@@ -34,8 +34,7 @@ from server.deployment.page import create_page, names_in
 from server.deployment.page_api import Settings
 from server.deployment.status import status
 from server.deployment.tokens import SCOPES, create_token, list_tokens, revoke_token
-from server.report.run_record import DetPoints
-from server.report.utility import Utility, write_utility
+from server.report.utility import DetPoints, Utility, write_utility
 from tests.audit_rig import RATES
 from tests.browser_rig import needs_browser, quiet_page
 from tests.front_rig import Made, federation

@@ -7,15 +7,18 @@ from html import escape
 from scipy.special import ndtri
 
 from common.metrics import Interval, Verification
+from common.paired import Change
 from server.audit.curves import Axis, Line, chart, key
 from server.audit.promise import figure
 from server.audit.rates import GroupRate, Groups, Scores
 from server.audit.view import View
-from server.report.run_record import DetPoints
-from server.report.utility import Utility
-from server.report.wording import percent
+from server.report.utility import DetPoints, Utility
+from server.report.verdict import TONES
+from server.report.wording import RATES, percent, points
 
 _LEFT, _LOW = 2e-4, 1e-3
+_DASHES = {"before": "6 4", "public": "9 3 2 3", "after": ""}
+_KEYS = {"helped": "helped", "no-difference": "no_difference", "worse": "worse"}
 _DET_MARKS = (1e-3, 1e-2, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
@@ -46,24 +49,23 @@ def _scores(view: View, scores: tuple[Scores, ...]) -> list[str]:
 
 def _rates(view: View, found: Utility) -> list[str]:
     w = view.w
-    measured = [("before", found.before), ("public", found.public_only), ("after", found.after)]
-    shown = [(name, rates) for name, rates in measured if rates is not None]
     rows = [
-        (label, *(_rate(rates, name) for _, rates in shown))
-        for label, name in (
-            ("TMR (FMR 1e-2)", "tmr_at_fmr_1e2"),
-            ("TMR (FMR 1e-3)", "tmr_at_fmr_1e3"),
-            ("EER", "eer"),
-        )
+        (w(f"utility.{name}"), *(_rate(rates, field) for field in RATES))
+        for name, rates in found.stages
     ]
+    if found.difference:
+        changes = [getattr(found.difference, field) for field in RATES]
+        rows.append((w("utility.change"), *map(_changed, changes)))
     caption = w(
         "utility.caption", mated=f"{found.after.mated:,}", non_mated=f"{found.after.non_mated:,}"
     )
-    heads = ("utility.rate", *(f"utility.{name}" for name, _ in shown))
-    lines = (
-        Line(_deviates(found.det_before), "before", w("utility.before"), dashed=True),
-        Line(_deviates(found.det_after), "after", w("utility.after")),
-    )
+    heads = ("utility.stage", "utility.tmr_1e2", "utility.tmr_1e3", "utility.eer")
+    curves = {"before": found.det_before, "public": found.det_public, "after": found.det_after}
+    lines = [
+        Line(_deviates(curve), name, w(f"utility.{name}"), dashes=_DASHES[name])
+        for name, curve in curves.items()
+        if curve is not None
+    ]
     marks = [(float(ndtri(rate)), f"{100 * rate:g}%") for rate in _DET_MARKS]
     right = float(ndtri(0.5))
     across = [mark for mark in marks if mark[0] < right]
@@ -73,9 +75,39 @@ def _rates(view: View, found: Utility) -> list[str]:
         lines,
     )
     return [
+        _verdict(view, found),
         view.table(caption, heads, rows),
         figure(w("utility.figure"), w("utility.alt"), drawn + key(lines)),
     ]
+
+
+def _verdict(view: View, found: Utility) -> str:
+    """What training gave, in the colour that it has everywhere, and which model to use."""
+    verdict = found.verdict
+    if verdict is None or found.difference is None:
+        return view.quiet("utility.no_verdict")
+    w, mean = view.w, found.difference.tmr_mean
+    compared = w(
+        "utility.compared",
+        start=w(f"utility.{found.best_public}"),
+        value=points(mean.value),
+        low=points(mean.low),
+        high=points(mean.high),
+    )
+    parts = [compared]
+    if found.recommended:
+        parts.append(w("utility.recommended", model=w(f"utility.use_{found.recommended}")))
+        parts.append(w("utility.chosen" if found.judges else "utility.unchosen", n=found.judges))
+    role = ' role="alert"' if verdict == "worse" else ""
+    return (
+        f'<div class="verdict {TONES[verdict]}"{role}>\n<h3>{w(f"utility.{_KEYS[verdict]}")}</h3>\n'
+        f"<p>{' '.join(parts)}</p>\n</div>"
+    )
+
+
+def _changed(found: Change) -> str:
+    ends = f"{points(found.low)}\N{EN DASH}{points(found.high)}"
+    return f"{points(found.value)}<small>{ends}</small>"
 
 
 def _rate(rates: Verification, name: str) -> str:

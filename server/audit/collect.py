@@ -135,9 +135,7 @@ def _utility(run: Path, contract: Contract) -> Utility | None:
     record = read_run(run)
     if record.run_id != contract.run_id:
         raise InputError(f"{run / 'run.json'} is of run {record.run_id}, not {contract.run_id}")
-    return Utility(
-        record.before, record.public_only, record.after, record.det_before, record.det_after
-    )
+    return record.utility  # what is not noised stays in the simulation
 
 
 def _groups(path: Path) -> Groups:

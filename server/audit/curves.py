@@ -26,6 +26,12 @@ class Line:
     label: str
     dashed: bool = False
     stepped: bool = False
+    dashes: str = ""
+
+    @property
+    def pattern(self) -> str:
+        """Dashes and gaps, as SVG writes them; empty for a line without."""
+        return self.dashes or (_DASHED if self.dashed else "")
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def chart(x: Axis, y: Axis, lines: Sequence[Line]) -> str:
         parts.append(_text(across, HEIGHT - _BOTTOM + 20, label, "middle"))
     for line in lines:
         path = _path([place(point) for point in line.points], stepped=line.stepped)
-        parts.append(_stroke(path, line.colour, 2.5, _DASHED if line.dashed else ""))
+        parts.append(_stroke(path, line.colour, 2.5, line.pattern))
     parts.append(_text(_LEFT + inner_w / 2, HEIGHT - 8, x.name, "middle"))
     parts.append(
         _text(0, 0, y.name, "middle", f"translate(14 {_TOP + inner_h / 2:.1f}) rotate(-90)")
@@ -75,7 +81,7 @@ def key(lines: Sequence[Line]) -> str:
     """Return what each line is, as HTML, for under the chart."""
     entries = "".join(
         f'<li><svg aria-hidden="true" viewBox="0 0 28 8" width="28" height="8">'
-        f"{_stroke('M0 4H28', line.colour, 3, _DASHED if line.dashed else '')}</svg> "
+        f"{_stroke('M0 4H28', line.colour, 3, line.pattern)}</svg> "
         f"{escape(line.label)}</li>"
         for line in lines
     )

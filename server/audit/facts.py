@@ -22,6 +22,8 @@ from server.report.utility import Utility
 
 FORMAT: Final = 2
 READABLE: Final = (1, 2)
+# What earlier versions did not measure; absent as a whole where nothing of it is there.
+LATER_UTILITY: Final = ("det_public", "difference", "recommended", "judges")
 _COMPACT: Final[dict[str, Any]] = {"sort_keys": True, "separators": (",", ":")}
 _ESCAPES: Final = (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"))
 
@@ -247,7 +249,9 @@ class Report:
     def from_text(cls, text: str) -> Report:
         """Return the report of a text; another form is an InputError, another text Refused."""
         report = from_json(cls, text, where="report")
-        later = report.facts.trust != "local" or report.findings.collusion or report.facts.scores
+        facts = report.facts
+        compared = facts.utility is not None and facts.utility.difference is not None
+        later = facts.trust != "local" or report.findings.collusion or facts.scores or compared
         if report.format not in READABLE or (report.format == 1 and later):
             raise InputError(f"a report of unknown format {report.format}")
         if "\n" in report.veilface + report.created:  # what is signed is joined by lines
@@ -280,6 +284,9 @@ def _without_defaults(table: dict[str, Any]) -> dict[str, Any]:
     kept = dict(table)
     if (table.get("mechanism"), table.get("shares")) == ("gaussian", 1):
         del kept["mechanism"], kept["shares"]
+    if "det_public" in table and not any(table[name] for name in LATER_UTILITY):
+        for name in LATER_UTILITY:
+            del kept[name]
     for name, other in (("scores", "refusals"), ("alone", "spending")):
         if other in table and table[name] == []:
             del kept[name]

@@ -20,6 +20,7 @@ _INKS: Final = {
     "quiet": drawing.QUIET,
     "grid": drawing.GRID,
     "before": drawing.BEFORE,
+    "public": drawing.PUBLIC,
     "after": drawing.AFTER,
     "warning": drawing.WARNING,
 }

@@ -8,7 +8,8 @@ import types
 import typing
 from typing import Any, Literal, get_args, get_origin
 
-from server.audit.facts import Facts, Findings, Report, RoundSpending
+from server.audit.facts import LATER_UTILITY, Facts, Findings, Report, RoundSpending
+from server.report.utility import Utility
 
 # Written only where they differ from their defaults, so that format 1 fits as well.
 _LATER = (
@@ -16,6 +17,7 @@ _LATER = (
     (Findings, "alone"),
     (RoundSpending, "mechanism"),
     (RoundSpending, "shares"),
+    *((Utility, name) for name in LATER_UTILITY),
 )
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 

@@ -13,6 +13,7 @@ import jsonschema  # type: ignore[import-untyped]
 
 from common.config import digest
 from common.errors import InputError, Refused, VeilfaceError
+from common.metrics import RATES
 from common.roster import Roster
 from common.signing import fingerprint, public_key
 from common.statement import Evidence, Statement
@@ -24,9 +25,12 @@ from server.audit.ledgers import check_statement, ledger_of
 from server.audit.recompute import Auditor, difference
 from server.audit.renyi import multiplier
 from server.audit.seal import check_seal
+from server.report.utility import Utility, mean_tmr
+from server.report.verdict import HEADS
 
 Outcome = Literal["holds", "FAILS", "stated", "note"]
 SCHEMA: Final = "schema.json"
+_ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,9 @@ def _content(report: Report) -> Iterator[Check]:
         yield holds(what, partial(auditor.check_shared, facts, ledgers))
     else:
         yield holds(what, partial(auditor.check_adversaries, ledgers))
+    if facts.utility is not None and facts.utility.difference is not None:
+        what = "the difference that training made is that of the stated rates"
+        yield holds(what, partial(_difference, facts.utility))
     yield holds("all else that was computed follows from the evidence", partial(difference, report))
     yield from _open_points(facts, missing)
 
@@ -247,6 +254,22 @@ def _accepted(facts: Facts, ledgers: tuple[SiteLedger, ...], unseen: int) -> str
         if unseen
         else ""
     )
+
+
+def _difference(utility: Utility) -> str:
+    """The verdict follows from the interval alone; the interval rests on the server's word."""
+    found = utility.difference
+    assert found is not None
+    after, start = utility.after, utility.start
+    changes = {name: getattr(after, name) - getattr(start, name) for name in RATES}
+    changes["tmr_mean"] = mean_tmr(after) - mean_tmr(start)
+    for name, value in changes.items():
+        stated = getattr(found, name)
+        if abs(stated.value - value) > _ROUNDING:
+            raise InputError(f"{name} changed by {value:+.6f}, not {stated.value:+.6f}")
+        if not -1 <= stated.low <= stated.high <= 1:
+            raise InputError(f"{stated.low:g} to {stated.high:g} is no interval of {name}")
+    return HEADS[found.verdict]
 
 
 def _open_points(facts: Facts, missing: list[str]) -> Iterator[Check]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 # for its own in the dark.
 INK, QUIET, GRID = "#1b1f24", "#5c6670", "#d9dee3"
 BEFORE, AFTER, SECOND, WARNING = "#9a6200", "#0072b2", "#b0418a", "#b3261e"
+PUBLIC = "#00795c"
 SIZE = (5.4, 3.8)
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -54,11 +55,14 @@ def new_figure(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def new_panels(count: int, size: tuple[float, float]) -> tuple[Figure, tuple[Axes, ...]]:
-    """Return a figure of `size` inches with `count` grids side by side."""
+def new_panels(
+    count: int, size: tuple[float, float], *, stacked: bool = False
+) -> tuple[Figure, tuple[Axes, ...]]:
+    """Return a figure of `size` inches with `count` grids side by side, or one over the other."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = tuple(figure.add_subplot(1, count, place + 1) for place in range(count))
+    grid = (count, 1) if stacked else (1, count)
+    panels = tuple(figure.add_subplot(*grid, place + 1) for place in range(count))
     for axes in panels:
         axes.grid(visible=True)
         axes.set_axisbelow(True)

@@ -9,12 +9,15 @@ from itertools import groupby
 from pathlib import Path
 
 from common.metrics import Interval, Verification
+from common.paired import Change
 from common.storage import write_private
 from server.report import drawing
 from server.report.plots import draw_all
-from server.report.run_record import RunRecord, SiteSpending
+from server.report.run_record import RunRecord, SiteSpending, by_size
 from server.report.style import STYLE
+from server.report.verdict import MEANING, STAGES, recommended, told, told_alone
 from server.report.wording import (
+    RATES,
     detection,
     duration,
     epsilon,
@@ -34,6 +37,7 @@ _COLOURS = {
     drawing.AFTER: "after",
     drawing.SECOND: "second",
     drawing.WARNING: "warning",
+    drawing.PUBLIC: "public",
 }
 
 
@@ -46,7 +50,7 @@ def write_page(record: RunRecord, folder: Path) -> Path:
 
 def render(record: RunRecord, drawn: tuple[drawing.Plot, ...]) -> str:
     """The page as HTML text."""
-    upper = (_header, _verdict, _warnings, _outcome, _adversaries)
+    upper = (_header, _verdict, _gain, _warnings, _outcome, _adversaries)
     body = "".join(
         (
             *(_unbroken(part(record)) for part in upper),
@@ -102,48 +106,75 @@ def _warnings(record: RunRecord) -> str:
     return f'<section class="warnings">\n<h2>Warnings</h2>\n<ul>{items}</ul>\n</section>\n'
 
 
-def _outcome(record: RunRecord) -> str:
-    before, after, public = record.before, record.after, record.public_only
-
-    def row(label: str, name: str) -> tuple[str, ...]:
-        shown = (before, public, after) if public else (before, after)
-        return (
-            label,
-            *(percent(getattr(rates, name)) + _ends(rates, name) for rates in shown),
-            points(getattr(after, name) - getattr(before, name)) + private_part(name),
+def _gain(record: RunRecord) -> str:
+    """What training gave, and which model to use."""
+    found = [told(record.utility), told_alone(record)]
+    use = recommended(record.utility)
+    parts = []
+    for number, said in enumerate(each for each in found if each is not None):
+        shown = [said.text, use if number == 0 else ""]
+        text = "".join(f"<p>{escape(each)}</p>\n" for each in shown if each)
+        role = ' role="alert"' if said.tone == "amber" else ""
+        parts.append(
+            f'<section class="verdict {said.tone}"{role}>\n<h2>{escape(said.head)}</h2>\n{text}'
+            "</section>\n"
         )
+    return "".join(parts)
 
-    def private_part(name: str) -> str:
-        if not public:
-            return ""
-        gained = points(getattr(after, name) - getattr(public, name))
-        return f"<small>private {gained}</small>"
 
-    rows = (
-        row("TMR at FMR 1e-2", "tmr_at_fmr_1e2"),
-        row("TMR at FMR 1e-3", "tmr_at_fmr_1e3"),
-        row("EER", "eer"),
-    )
+def _outcome(record: RunRecord) -> str:
+    after = record.after
+    rows = [
+        (
+            f"{STAGES[stage]}{_noted(stage)}",
+            *(percent(getattr(rates, name)) + _ends(rates, name) for name in RATES),
+        )
+        for stage, rates in record.stages
+    ]
+    for label, found in (
+        ("change from the better public stage", record.difference),
+        ("change from alone", record.unreleased.difference if record.unreleased else None),
+    ):
+        if found is not None:
+            rows.append((label, *(_changed(getattr(found, name)) for name in RATES)))
     note = (
         f"Measured on {after.mated:,} pairs of the same person and {after.non_mated:,} pairs of "
         "different persons, none of whom was trained on. Higher TMR and lower EER are better. "
     )
     if after.ci:
         note += "Below each rate: its 95% interval over persons. "
-    if public:
+    if record.difference:
         note += (
-            "Public only: after training on public images alone, where private training starts. "
-            "What the private images gave is the change from there."
+            "Changes are in points, of federated, on the same persons: their intervals are paired, "
+            "and narrower than those of two rates side by side."
         )
+    meanings = "; ".join(f"{STAGES[stage]}: {MEANING[stage]}" for stage, _ in record.stages)
     return (
-        "<section>\n<h2>Before and after</h2>\n"
-        + table(
-            "Verification by the public model and by the trained one",
-            ("rate", "before", *(["public only"] if public else []), "after", "change in points"),
-            rows,
-        )
-        + f'<p class="quiet">{note}</p>\n</section>\n'
+        "<section>\n<h2>Every stage</h2>\n"
+        + table("Verification at each stage", ("stage", *RATES.values()), rows)
+        + f'<p class="quiet">{note}</p>\n<p class="quiet">{escape(meanings)}.</p>\n'
+        + f"{_alone(record)}</section>\n"
     )
+
+
+def _noted(stage: str) -> str:
+    return "<small>not noised: simulations only</small>" if stage in ("alone", "after_own") else ""
+
+
+def _changed(found: Change) -> str:
+    return f"{points(found.value)}<small>{points(found.low)} to {points(found.high)}</small>"
+
+
+def _alone(record: RunRecord) -> str:
+    """What sites reach alone, by how many persons they have."""
+    if record.unreleased is None or len(record.unreleased.by_site) < 2:
+        return ""
+    rows = [
+        (f"{size.persons:,}", f"{size.sites:,}", *map(percent, size.rates))
+        for size in by_size(record.unreleased.by_site)
+    ]
+    heads = ("persons", "sites", *RATES.values())
+    return table("Each site alone, by how many persons it has", heads, rows)
 
 
 def _ends(rates: Verification, name: str) -> str:

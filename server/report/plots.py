@@ -1,27 +1,32 @@
-"""Three drawings of a run: DET before and after, TMR by round, epsilon by round.
+"""Three drawings of a run: DET of every stage, TMR by round, epsilon by round.
 
 Drawn with Matplotlib's object interface on the Agg canvas: no window, no global figure.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from common.metrics import Verification
 from common.storage import write_private
 from common.wording import plural
 from server.report.drawing import (
     AFTER,
     BEFORE,
+    INK,
+    PUBLIC,
     QUIET,
     SECOND,
     SIZE,
@@ -30,10 +35,30 @@ from server.report.drawing import (
     Plot,
     finished,
     new_figure,
+    new_panels,
 )
-from server.report.run_record import DetPoints, RunRecord
-from server.report.wording import epsilon, epsilon_with_delta, percent, power
+from server.report.run_record import RunRecord
+from server.report.utility import DetPoints
+from server.report.verdict import STAGES
+from server.report.wording import RATES, epsilon, epsilon_with_delta, percent, power
 
+
+@dataclass(frozen=True)
+class Look:
+    """How a stage is drawn everywhere: told apart by colour, by dashes and by mark."""
+
+    colour: str
+    dashes: tuple[float, tuple[float, ...]]
+    marker: str
+
+
+LOOKS: Final = {
+    "before": Look(BEFORE, (0, (5, 2)), "o"),
+    "public": Look(PUBLIC, (0, (6, 2, 1, 2)), "^"),
+    "alone": Look(SECOND, (0, (1, 1.4)), "D"),
+    "after": Look(AFTER, (0, ()), "s"),
+    "after_own": Look(INK, (0, (3, 1)), "v"),
+}
 _TICKS = (1e-3, 1e-2, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -56,20 +81,19 @@ def draw_all(record: RunRecord) -> tuple[Plot, ...]:
 def draw_det(record: RunRecord) -> Plot:
     """FNMR over FMR on normal-deviate axes (Martin et al. 1997): lower left is better."""
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure()
-        curves = (record.det_before, record.det_after)
-        left = _floor(*(curve.fmr for curve in curves), least=2e-4)
-        bottom = _floor(*(curve.fnmr for curve in curves), least=1e-3)
-        top = min(0.995, max(0.5, *(_highest(curve, left) for curve in curves)))
-        for points, rates, colour, dashes, marker, label in (
-            (record.det_before, record.before, BEFORE, (0, (5, 2)), "o", "before"),
-            (record.det_after, record.after, AFTER, "solid", "s", "after"),
-        ):
-            x, y = _inside(points, left, bottom)
-            axes.plot(x, y, color=colour, linestyle=dashes, label=label, zorder=3)
-            for target, tmr in ((1e-3, rates.tmr_at_fmr_1e3), (1e-2, rates.tmr_at_fmr_1e2)):
+        figure, axes = new_figure((SIZE[0], 4.2))
+        curves, rates = record.curves, dict(record.stages)
+        left = _floor(*(curve.fmr for curve in curves.values()), least=2e-4)
+        bottom = _floor(*(curve.fnmr for curve in curves.values()), least=1e-3)
+        top = min(0.995, max(0.5, *(_highest(curve, left) for curve in curves.values())))
+        for stage, curve in curves.items():
+            look, found = LOOKS[stage], rates[stage]
+            x, y = _inside(curve, left, bottom)
+            axes.plot(x, y, color=look.colour, linestyle=look.dashes, zorder=3)
+            for target, tmr in ((1e-3, found.tmr_at_fmr_1e3), (1e-2, found.tmr_at_fmr_1e2)):
                 if bottom <= 1 - tmr < 1:
-                    axes.plot(ndtri(target), ndtri(1 - tmr), marker, color=colour, zorder=4)
+                    place = (ndtri(target), ndtri(1 - tmr))
+                    axes.plot(*place, look.marker, color=look.colour, markersize=5, zorder=4)
         for target in (1e-3, 1e-2):
             at = float(ndtri(target))
             axes.axvline(at, color=QUIET, linewidth=1, linestyle=(0, (1, 2)))
@@ -89,32 +113,46 @@ def draw_det(record: RunRecord) -> Plot:
         axes.set_ylim(float(ndtri(bottom)), float(ndtri(top)))
         axes.set_xlabel("FMR (other person accepted)")
         axes.set_ylabel("FNMR (same person rejected)")
-        axes.legend(frameon=False, loc="upper right")
-        alt = f"FNMR over FMR before and after training. {_change(record.before, record.after)}"
-        return finished("det", "Detection error trade-off", alt, figure)
+        _legend(figure, list(curves))
+        return finished(
+            "det", "Detection error trade-off", f"FNMR over FMR. {_said(record)}", figure
+        )
 
 
 def draw_tmr(record: RunRecord) -> Plot:
-    """TMR at both operating points after each round; round 0 is where private training starts."""
-    before, rounds = record.before, [0, *(point.round for point in record.rounds)]
-    start = record.public_only or before
-    wide = [start.tmr_at_fmr_1e2, *(point.tmr_at_fmr_1e2 for point in record.rounds)]
-    strict = [start.tmr_at_fmr_1e3, *(point.tmr_at_fmr_1e3 for point in record.rounds)]
+    """TMR at both operating points after each round, beside every other stage.
+
+    Round 0 is where private training starts.
+    """
+    rounds = [0, *(point.round for point in record.rounds)]
+    stages, start = dict(record.stages), record.public_only or record.before
     with mpl.rc_context(STYLE):
-        figure, axes = new_figure()
-        for values, colour, marker, label in (
-            (wide, AFTER, "o", "FMR 1e-2"),
-            (strict, SECOND, "s", "FMR 1e-3"),
-        ):
-            axes.axhline(values[0], color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
-            axes.plot(rounds, values, color=colour, marker=marker, markersize=4.5)
-            _label(axes, values[-1], label, colour)
-        _round_axis(axes, rounds)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
-        axes.set_ylabel("TMR (same person accepted)")
-        axes.set_title(_dashed(record), loc="right", fontsize=10, color=QUIET)
-        alt = f"TMR over {plural(len(record.rounds), 'round')}. {_change(before, record.after)}"
+        figure, panels = new_panels(2, (SIZE[0], 5.6), stacked=True)
+        for axes, field in zip(panels, ("tmr_at_fmr_1e2", "tmr_at_fmr_1e3"), strict=True):
+            for stage, rates in stages.items():
+                look = LOOKS[stage]
+                if stage != "after":
+                    level = getattr(rates, field)
+                    axes.axhline(level, color=look.colour, linewidth=1.6, linestyle=look.dashes)
+            values = [getattr(each, field) for each in (start, *record.rounds)]
+            axes.plot(rounds, values, color=AFTER, marker=LOOKS["after"].marker, markersize=4)
+            _round_axis(axes, rounds)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+            axes.set_title(RATES[field], loc="left", fontsize=11)
+        panels[0].set_xlabel("")
+        _legend(figure, list(stages))
+        alt = f"TMR over {plural(len(record.rounds), 'round')}. {_said(record)}"
         return finished("tmr", "TMR by round", alt, figure)
+
+
+def _legend(figure: Figure, stages: list[str]) -> None:
+    """Name the stages over the drawing, each with its line and mark."""
+    handles = [
+        Line2D([], [], color=look.colour, linestyle=look.dashes, marker=look.marker, markersize=5)
+        for look in (LOOKS[stage] for stage in stages)
+    ]
+    labels = [STAGES[stage] for stage in stages]
+    figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=3, fontsize=10)
 
 
 def draw_epsilon(record: RunRecord) -> Plot:
@@ -151,16 +189,16 @@ def draw_epsilon(record: RunRecord) -> Plot:
         return finished("epsilon", "Epsilon by round", alt, figure)
 
 
-def _dashed(record: RunRecord) -> str:
-    start = "after public images only" if record.public_only else "before training"
-    return f"round 0 and dashed: {start}"
-
-
-def _change(before: Verification, after: Verification) -> str:
-    return (
-        f"TMR at FMR 1e-2 from {percent(before.tmr_at_fmr_1e2)} to {percent(after.tmr_at_fmr_1e2)},"
-        f" at FMR 1e-3 from {percent(before.tmr_at_fmr_1e3)} to {percent(after.tmr_at_fmr_1e3)}."
+def _said(record: RunRecord) -> str:
+    """Every stage's rates in a sentence, for who does not see the drawing."""
+    wide, strict = (
+        ", ".join(f"{STAGES[stage]} {percent(getattr(rates, name))}" for stage, rates in stages)
+        for name, stages in (
+            ("tmr_at_fmr_1e2", record.stages),
+            ("tmr_at_fmr_1e3", record.stages),
+        )
     )
+    return f"TMR at FMR 1e-2: {wide}; at FMR 1e-3: {strict}."
 
 
 def _floor(*rates: tuple[float, ...], least: float) -> float:

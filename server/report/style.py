@@ -4,13 +4,15 @@ STYLE = """
 :root {
   --paper: #fbfbf9; --card: #ffffff; --ink: #1b1f24; --quiet: #5c6670; --grid: #d9dee3;
   --before: #9a6200; --after: #0072b2; --second: #b0418a; --warning: #b3261e;
-  --good-back: #e6f2ec; --good-edge: #1f7a4d; --bad-back: #fbe9e7;
+  --public: #00795c; --good-back: #e6f2ec; --good-edge: #1f7a4d; --bad-back: #fbe9e7;
+  --neutral-back: #f0f1f2; --neutral-edge: #8a939c; --amber-back: #fdf0d8; --amber-edge: #9a6200;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171a; --card: #1c2024; --ink: #e8eaed; --quiet: #a3adb7; --grid: #343a41;
     --before: #e0a030; --after: #5db5ea; --second: #e08bc4; --warning: #ff8a80;
-    --good-back: #17291f; --good-edge: #58b98a; --bad-back: #3a1d1b;
+    --public: #4fc3a1; --good-back: #17291f; --good-edge: #58b98a; --bad-back: #3a1d1b;
+    --neutral-back: #23282d; --neutral-edge: #7d8791; --amber-back: #33270f; --amber-edge: #e0a030;
   }
 }
 * { box-sizing: border-box; }
@@ -30,6 +32,9 @@ section p { margin: .6rem 0 0; }
 .verdict p { margin-top: .3rem; }
 .good { background: var(--good-back); border-color: var(--good-edge); }
 .bad { background: var(--bad-back); border-color: var(--warning); }
+.neutral { background: var(--neutral-back); border-color: var(--neutral-edge); }
+.amber { background: var(--amber-back); border-color: var(--amber-edge); }
+.verdict + .verdict { margin-top: .75rem; }
 .bad h2 { color: var(--warning); font-size: 1.8rem; letter-spacing: .03em; }
 .warnings h2 { color: var(--warning); }
 ul { margin: 0; padding-left: 1.2rem; }
@@ -44,6 +49,7 @@ tbody th { font-weight: 500; }
 tbody tr { border-top: 1px solid var(--grid); }
 thead { border-bottom: 1px solid var(--quiet); }
 td small { display: block; color: var(--quiet); font-size: .82rem; white-space: nowrap; }
+th small { display: block; color: var(--quiet); font-size: .82rem; font-weight: 400; }
 .wordy td:last-child, .wordy th:last-child { text-align: left; overflow-wrap: anywhere; }
 .wordy th:first-child { overflow-wrap: anywhere; min-width: 7rem; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--grid); border-radius: 8px;
@@ -66,7 +72,8 @@ code { font: .9em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-
   :root {
     --paper: #ffffff; --card: #ffffff; --ink: #000000; --quiet: #444444; --grid: #cccccc;
     --before: #9a6200; --after: #0072b2; --second: #b0418a; --warning: #b3261e;
-    --good-back: #ffffff; --bad-back: #ffffff;
+    --public: #00795c; --good-back: #ffffff; --bad-back: #ffffff;
+    --neutral-back: #ffffff; --amber-back: #ffffff; --amber-edge: #9a6200;
   }
   body { font-size: 11pt; }
   main { max-width: none; padding: 0; }

@@ -6,6 +6,13 @@ import math
 
 from common.metrics import Interval
 
+# The rates that are shown, by their fields, in the order in which they stand.
+RATES = {
+    "tmr_at_fmr_1e2": "TMR at FMR 1e-2",
+    "tmr_at_fmr_1e3": "TMR at FMR 1e-3",
+    "eer": "EER",
+}
+
 
 def percent(rate: float) -> str:
     """A rate in [0, 1] to a tenth of a percent."""
