@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from client.calibrate_cli import calibrate
 from client.picture import Picture
 from client.token_cli import token
-from client.vault import Vault
+from client.vault import Receipt, Vault
 from client.vault_options import (
     NetworkChoice,
     VaultOptions,
@@ -159,12 +159,17 @@ def erase(options: VaultOptions, subject: str, receipt: Path | None) -> None:
     if receipt is not None and (receipt.is_dir() or not receipt.parent.is_dir()):
         raise InputError(f"--receipt {receipt} cannot be a file", hint="nobody was erased")
     with options.open() as vault:
-        text = vault.erase(subject).to_json()
-    try:
-        click.echo(text)
-    finally:  # the person is gone, and there is no second receipt: whatever fails, write the other
-        if receipt is not None:
-            write_private(receipt, (text + "\n").encode())
+        vault.erase(subject, lambda signed: _give(signed, receipt))
+
+
+@template.command(name="receipt")
+@vault_options
+@click.argument("subject")
+@click.option("--receipt", type=click.Path(path_type=Path), help="Write it here, too.")
+def receipt_command(options: VaultOptions, subject: str, receipt: Path | None) -> None:
+    """Print the receipt of SUBJECT's last erasure again."""
+    with options.open() as vault:
+        _give(vault.receipt(subject), receipt)
 
 
 @template.command(name="rotate-key")
@@ -259,6 +264,16 @@ def log(options: VaultOptions, as_json: bool) -> None:
             *(str(entry[name] or "") for name in ("time", "operation", "pseudonym", "outcome"))
         )
     print_table(table)
+
+
+def _give(receipt: Receipt, file: Path | None) -> None:
+    """Print a receipt and write it to a file: whichever of the two fails, the other is done."""
+    text = receipt.to_json()
+    try:
+        click.echo(text)
+    finally:
+        if file is not None:
+            write_private(file, (text + "\n").encode())
 
 
 def _picture(path: Path) -> Picture:

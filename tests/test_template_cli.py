@@ -102,6 +102,8 @@ def test_a_walk_from_an_empty_vault_to_an_erased_person(
     assert code == 0
     assert json.loads(out) == json.loads((tmp_path / "receipt.json").read_text())
     assert PERSON not in out
+    assert run("receipt", PERSON)[1] == out
+    assert run("receipt", "nobody")[0] == 2
     assert run("verify", PERSON, image(4))[0] == 2
     code, out, _ = run("log", "--json")
     assert [entry["operation"] for entry in json.loads(out)["entries"]][:2] == ["enrol", "verify"]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import shutil
+import signal
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,7 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 
-from client.vault import Vault, database, shards
+from client.vault import Receipt, Vault, database, shards
 from client.vault.cost import eight_bit_cost
 from client.vault.database import Database
 from common.errors import InputError, StorageError
@@ -104,7 +109,7 @@ def test_no_byte_of_an_erased_subject_is_left_in_any_file(
             vault.enrol(f"person {i}", unit_rows(1, i), model_id=MODEL, chips=chips)
         before = blobs(path)
         if interrupted:  # the process ends between the commit and the scrubbing
-            with monkeypatch.context() as patch, pytest.raises(StorageError):
+            with monkeypatch.context() as patch:
                 patch.setattr(Database, "scrub", _fail)
                 vault.erase(f"person {erased}")
         else:
@@ -149,6 +154,95 @@ def test_no_byte_of_an_erased_subject_is_left_in_postgres_tables(folder: Path) -
             assert not any(value[:24] in file for value in gone for file in found)
             kept = next(iter(_postgres_blobs(address)))
             assert any(kept[:24] in file for file in found), "the search would have found it"
+
+
+def test_a_dump_of_postgres_stops_neither_an_erasure_nor_who_reads_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(database, "_SCRUB", 1.0)
+    waits, stop = list[float](), threading.Event()
+    with postgres_server() as server:
+        place = Place(folder, server)
+        address = place.address()
+        with Vault.create(address, place.lock, model_id=MODEL, dim=DIM) as vault:
+            for i in range(3):
+                vault.enrol(f"person {i}", unit_rows(1, i), model_id=MODEL)
+            before = _postgres_blobs(address)
+
+            def read() -> None:
+                while not stop.is_set():
+                    began = time.monotonic()
+                    vault.subjects()
+                    waits.append(time.monotonic() - began)
+
+            reader = threading.Thread(target=read)
+            with psycopg.connect(address) as dump:  # what pg_dump does, for as long as it takes
+                dump.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                dump.execute("SELECT count(*) FROM subject, template, chip, shard, setting")
+                reader.start()
+                began = time.monotonic()
+                receipt = vault.erase("person 1")
+                took = time.monotonic() - began
+                dump.rollback()
+            stop.set()
+            reader.join()
+            assert Receipt.verify(receipt.to_json()) == vault.receipt("person 1") == receipt
+            assert "another program holds" in caplog.text
+            assert took < 20 and len(waits) > 1 and max(waits) < 5
+            gone = before - _postgres_blobs(address)
+        assert any(piece[:24] in _tables(address) for piece in gone), (
+            "the search finds what is left"
+        )
+        Vault.open(address, place.lock).close()
+        assert gone and not any(piece[:24] in _tables(address) for piece in gone)
+
+
+def _killed_when_told(where: str, key: str, receipt: str) -> None:
+    """Erase, and die by a signal as soon as the receipt is there, or just before."""
+
+    def told(signed: Receipt) -> None:
+        if receipt:
+            Path(receipt).write_text(signed.to_json())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Vault.open(where, KeyFileLock(Path(key))).erase("person 1", told)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_kill_between_erasure_and_scrubbing_loses_no_receipt_and_leaves_no_byte(
+    folder: Path, written: bool
+) -> None:
+    """Be it before or after the receipt was written: the vault gives the same one again."""
+    lock, path, file = KeyFileLock.create(folder / "site.key"), folder / "v.db", folder / "receipt"
+    with Vault.create(str(path), lock, model_id=MODEL, dim=DIM) as vault:
+        for i in range(3):
+            vault.enrol(f"person {i}", unit_rows(1, i), model_id=MODEL)
+    before = blobs(path)
+    arguments = (str(path), str(folder / "site.key"), str(file) if written else "")
+    child = get_context("spawn").Process(target=_killed_when_told, args=arguments)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    raw = path.read_bytes() + path.with_name("v.db-wal").read_bytes()
+    with Vault.open(str(path), lock) as vault:
+        assert len(vault.subjects()) == 2
+        again = vault.receipt("person 1")
+        assert Receipt.verify(again.to_json()) == again and again.templates == 1
+        assert not written or Receipt.verify(file.read_text()) == again
+        with pytest.raises(InputError, match="nobody of that name was erased"):
+            vault.receipt("person 0")
+        gone = before - blobs(path)
+        left = path.read_bytes() + path.with_name("v.db-wal").read_bytes()
+    assert gone and any(piece[:24] in raw for piece in gone), "the search finds what is left"
+    assert not any(piece[:24] in left for piece in gone)
+
+
+def _tables(address: str) -> bytes:
+    """All files of the database, as they are on the disk."""
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+        (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
+    return b"".join(p.read_bytes() for p in (Path(data) / "base").rglob("*") if p.is_file())
 
 
 def _postgres_blobs(address: str) -> set[bytes]:
@@ -227,7 +321,9 @@ def test_the_cost_of_eight_bits_is_measured(folder: Path) -> None:
         eight_bit_cost(rows[:8], np.repeat(np.arange(2), 4), 1e-9)
 
 
-def test_a_reader_elsewhere_does_not_keep_a_vault_from_opening(folder: Path) -> None:
+def test_a_reader_elsewhere_does_not_keep_a_vault_from_opening(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """But an erasure that cannot empty the write-ahead log says so, and the next opening does."""
     lock, path = KeyFileLock.create(folder / "site.key"), folder / "vault.db"
     with Vault.create(str(path), lock, model_id=MODEL, dim=DIM) as vault:
@@ -236,10 +332,12 @@ def test_a_reader_elsewhere_does_not_keep_a_vault_from_opening(folder: Path) -> 
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM subject").fetchall()
         with Vault.open(str(path), lock) as other, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(database, "_BUSY", 0.2)
-            with pytest.raises(StorageError, match="keeps old pages"):
-                other.erase("ada")
-            assert other.subjects() == ()
+            patch.setattr(database, "_SCRUB", 0.2)
+            at_once = list[Receipt]()
+            receipt = other.erase("ada", at_once.append)
+            assert "keeps old pages" in caplog.text
+            assert at_once == [receipt] == [Receipt.verify(receipt.to_json())]
+            assert other.receipt("ada") == receipt and other.subjects() == ()
         reader.close()
         assert (folder / "vault.db-wal").stat().st_size > 0
         with Vault.open(str(path), lock):

@@ -10,6 +10,7 @@ import logging
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Column, Connection, Engine, create_engine, event, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
 from client.vault import schema
 from common.errors import InputError, SealError, StorageError
@@ -25,6 +26,8 @@ from common.storage import make_private_directory, storage_error, sync_directory
 
 _LOG: Final = logging.getLogger("veilface.vault")
 _BUSY = 30.0  # seconds to wait for another writer
+_SCRUB = 5.0  # seconds in which a scrub waits for readers
+_LOCK_MS = 300  # of one try to lock a PostgreSQL table: all its readers wait behind it
 _MAP: Final = 1 << 40  # bytes of the file to map: all; SQLite caps it at what it was built for
 _PRAGMAS: Final = (
     "auto_vacuum=INCREMENTAL",
@@ -84,22 +87,21 @@ class Database:
     def scrub(self) -> None:
         """Leave no copy of deleted rows: free pages, write-ahead log, dead tuples.
 
-        Another program that keeps the write-ahead log alive for too long is a StorageError; what
-        is left goes with the next `scrub` or `tidy`.
+        Another program that keeps them alive for too long is a StorageError; what is left goes
+        with the next `scrub` or `tidy`.
         """
-        if self.path is None:
-            with _named_errors():
-                self._vacuum_tables()
-        else:
-            self._scrub_file(_BUSY)
+        self._scrub(_SCRUB)
 
     def tidy(self) -> None:
-        """Scrub what an interrupted erasure left, unless others are using the vault just now."""
-        if self.path is not None:
-            try:
-                self._scrub_file(0.0)
-            except StorageError as error:
-                _LOG.info("not tidied: %s", error)
+        """As `scrub`, without waiting for others who use the vault just now."""
+        self._scrub(0.0)
+
+    def _scrub(self, patience: float) -> None:
+        if self.path is None:
+            with _named_errors():
+                self._vacuum_tables(patience)
+        else:
+            self._scrub_file(patience)
 
     def _scrub_file(self, patience: float) -> None:
         """Free pages and empty the write-ahead log, waiting for others up to `patience` seconds."""
@@ -121,11 +123,39 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _vacuum_tables(self) -> None:
+    def _vacuum_tables(self, patience: float) -> None:
+        """Write every table anew; for a lock that others hold it waits in short tries only.
+
+        A dump holds its locks, and its snapshot keeps deleted rows, until it ends.
+        """
+        end = time.monotonic() + patience
         with self._engine.connect() as connection:
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            for table in (*schema.COUNTED, schema.BODY, schema.KEY, schema.VAULT):
-                connection.exec_driver_sql(f'VACUUM (FULL) "{table.name}"')
+            connection.exec_driver_sql(f"SET lock_timeout = {_LOCK_MS}")
+            try:
+                for table in (*schema.COUNTED, schema.BODY, schema.KEY, schema.VAULT):
+                    while not _vacuumed(connection, table.name):
+                        if time.monotonic() >= end:
+                            raise StorageError(
+                                f"another program holds the vault's table {table.name}",
+                                hint="it goes when the vault is next opened or erased from",
+                            )
+                        time.sleep(_LOCK_MS / 1000)  # those who waited behind it have their turn
+            finally:
+                connection.exec_driver_sql("SET lock_timeout = DEFAULT")
+
+
+def _vacuumed(connection: Connection, table: str) -> bool:
+    """Write one table anew; False where someone else holds it."""
+    from psycopg.errors import LockNotAvailable
+
+    try:
+        connection.exec_driver_sql(f'VACUUM (FULL) "{table}"')
+    except OperationalError as error:
+        if isinstance(error.orig, LockNotAvailable):
+            return False
+        raise
+    return True
 
 
 def read_large(connection: Connection, column: Column[bytes], id_: int) -> bytes:

@@ -33,7 +33,10 @@ _PSEUDONYM: Final = 32
 
 @dataclass(frozen=True)
 class LogEntry:
-    """One operation: `time` in UTC to the second, never a name and never a score."""
+    """One operation: `time` in UTC to the second, never a name and never a score.
+
+    `templates` is how many went with an erasure, so that its receipt can be given again.
+    """
 
     seq: int
     time: str
@@ -41,6 +44,7 @@ class LogEntry:
     pseudonym: str | None
     outcome: str
     hash: str
+    templates: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def next_entry(
     operation: str,
     pseudonym: str | None,
     outcome: str,
+    templates: int | None = None,
 ) -> dict[str, Any]:
     """Return the next row of the log; words that are not on the lists: InputError."""
     if operation not in OPERATIONS:
@@ -72,8 +77,9 @@ def next_entry(
     if pseudonym is not None and not is_pseudonym(pseudonym):
         raise InputError("the log takes pseudonyms only", hint="never a name or a subject id")
     seq, previous = manifest.log_entries + 1, manifest.log_head
-    text = json.dumps([time, operation, pseudonym, outcome]).encode()
-    sealed = seal(manifest.key("log"), text, associated(vault_id, "log", seq, previous))
+    more = [] if templates is None else [templates]
+    text = json.dumps([time, operation, pseudonym, outcome, *more])
+    sealed = seal(manifest.key("log"), text.encode(), associated(vault_id, "log", seq, previous))
     return {"id": seq, "sealed": sealed, "hash": _chain(previous, seq, sealed)}
 
 
@@ -105,10 +111,11 @@ def open_entries(rows: Iterable[Any], manifest: Manifest, vault_id: str) -> tupl
     previous, entries = NO_LOG, []
     for row in rows:
         bound = associated(vault_id, "log", row.id, previous)
-        time, operation, pseudonym, outcome = json.loads(
+        time, operation, pseudonym, outcome, *more = json.loads(
             open_sealed(manifest.key("log"), row.sealed, bound)
         )
-        entries.append(LogEntry(row.id, time, operation, pseudonym, outcome, row.hash))
+        templates = more[0] if more else None
+        entries.append(LogEntry(row.id, time, operation, pseudonym, outcome, row.hash, templates))
         previous = row.hash
     return tuple(entries)
 

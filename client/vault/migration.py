@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.vault import holdings, records, transform
+from client.vault import holdings, records, scrubbing, transform
 from client.vault.manifest import Model
 from client.vault.session import Session
 from client.vault.store import Store
@@ -45,7 +45,8 @@ def change_model(store: Store, model_id: str, embed: Embed) -> Migration:
             (migrated if done else must_enrol).append(pseudonym)
     with Session.write(store) as session:
         session.log("migrate", None, "done")
-    store.database.scrub()
+        scrubbing.owe(session)
+    scrubbing.scrub(store)
     return Migration(model_id, tuple(migrated), tuple(must_enrol))
 
 

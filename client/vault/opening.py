@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
-from client.vault import schema, witness
+from client.vault import schema, scrubbing, witness
 from client.vault.database import Database, remove_files
 from client.vault.manifest import Manifest, associated, new_vault_id
 from client.vault.session import Session
@@ -58,7 +58,7 @@ def open_store(where: str, lock: KeyLock) -> Store:
         with Session.read(store) as session:
             if database.path is not None:
                 witness.check(database.path, store.vault_id, session.manifest)
-        database.tidy()
+        scrubbing.resume(store)
     except BaseException:
         database.close()
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -69,11 +68,10 @@ class Receipt:
 
 
 def sign(
-    vault_id: str, pseudonym: str, templates: int, log_head: str, signing_key: bytes
+    vault_id: str, pseudonym: str, time: str, templates: int, log_head: str, signing_key: bytes
 ) -> Receipt:
-    """Return the signed receipt of an erasure that has just taken place."""
+    """Return the signed receipt of an erasure; the same arguments give the same receipt."""
     key = Ed25519PrivateKey.from_private_bytes(signing_key)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     public = key.public_key().public_bytes_raw().hex()
-    receipt = Receipt(vault_id, pseudonym, now, templates, log_head, public)
+    receipt = Receipt(vault_id, pseudonym, time, templates, log_head, public)
     return dataclasses.replace(receipt, signature=key.sign(receipt.message()).hex())

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from client.vault import packing, records, schema, shards, transform
+from client.vault import packing, records, schema, scrubbing, shards, transform
 from client.vault.manifest import Model
 from client.vault.session import Session
 from client.vault.store import Store
@@ -29,8 +29,9 @@ def renew(store: Store) -> None:
                 _turn(session, model, before.T @ after)
         session.change(transform_seed=new)
         session.log("renew", None, "done")
+        scrubbing.owe(session)
         session.touch_gallery()
-    store.database.scrub()
+    scrubbing.scrub(store)
 
 
 def _turn(session: Session, model: Model, matrix: NDArray[np.float64]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Table, bindparam, delete, insert, select, update
 
-from client.vault import schema
+from client.vault import schema, scrubbing
 from client.vault.opening import lock_context
 from client.vault.session import Session
 from client.vault.store import Store
@@ -31,7 +31,7 @@ def rotate(store: Store, new: KeyLock) -> None:
         while last is not None:
             last = _rewrap_some(store, table, number, last)
     _finish(store, number)
-    store.database.scrub()
+    scrubbing.scrub(store)
 
 
 def _begin(store: Store, new: KeyLock) -> int:
@@ -90,6 +90,7 @@ def _finish(store: Store, number: int) -> None:
         session.connection.execute(delete(schema.KEY).where(schema.KEY.c.id != number))
         session.connection.execute(_update(number), {"back": None})
         session.log("rotate", None, "done")
+        scrubbing.owe(session)
     for old in [n for n in store.keys if n < number - 1]:
         del store.keys[old]  # the last one may serve a reader of the moment before
 

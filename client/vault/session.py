@@ -105,12 +105,20 @@ class Session:
                 )
             self.store.checked[table.name] = expected
 
-    def log(self, operation: Operation, pseudonym: str | None, outcome: str) -> None:
-        """Append to the operation log."""
+    def log(
+        self,
+        operation: Operation,
+        pseudonym: str | None,
+        outcome: str,
+        templates: int | None = None,
+    ) -> str:
+        """Append to the operation log; returns the time of the entry."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        row = next_entry(self.manifest, self.store.vault_id, now, operation, pseudonym, outcome)
+        what = (operation, pseudonym, outcome, templates)
+        row = next_entry(self.manifest, self.store.vault_id, now, *what)
         self.connection.execute(insert(schema.LOG), [row])
         self.change(log_entries=row["id"], log_head=row["hash"])
+        return now
 
     def use_key(self, number: int, key: bytes) -> None:
         """Seal what is written from now on under another vault key."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -22,6 +22,7 @@ from client.vault import (
     renewal,
     rotation,
     schema,
+    scrubbing,
     settings,
     shards,
     transform,
@@ -201,26 +202,49 @@ class Vault:
         with Session.read(self._store) as session:
             return listing.subjects(session)
 
-    def erase(self, subject: str) -> Receipt:
-        """Destroy a subject's keys and rows and scrub the storage; returns the signed receipt."""
+    def erase(self, subject: str, told: Callable[[Receipt], None] | None = None) -> Receipt:
+        """Destroy a subject's keys and rows; returns the signed receipt.
+
+        `told` gets it as soon as the erasure is durable, before storage is scrubbed. Pages that
+        others keep alive are a warning, and go when the vault is next opened.
+        """
         with Session.write(self._store) as session:
             known = self._known(session, subject)
             gone = holdings.drop(session, known.id, list(session.manifest.models))
             records.delete_rows(session, schema.CHIP, known.id)
             session.delete(schema.SUBJECT, [known.id])
             session.change(subjects=session.manifest.subjects - 1)
-            session.log("erase", known.pseudonym, "done")
+            time = session.log("erase", known.pseudonym, "done", gone)
             session.touch_gallery()
-            manifest = session.manifest
-            receipt = sign(
-                self._store.vault_id,
-                known.pseudonym,
-                gone,
-                manifest.log_head,
-                manifest.signing_key,
-            )
-        self._store.database.scrub()
+            scrubbing.owe(session)
+            head, key = session.manifest.log_head, session.manifest.signing_key
+            receipt = sign(self._store.vault_id, known.pseudonym, time, gone, head, key)
+        try:
+            if told is not None:
+                told(receipt)
+        finally:
+            scrubbing.scrub(self._store)
         return receipt
+
+    def receipt(self, subject: str) -> Receipt:
+        """Return the receipt of a subject's last erasure again; InputError if there is none."""
+        with Session.read(self._store) as session:
+            manifest, pseudonym = session.manifest, pseudonym_of(session.manifest, subject)
+            rows = session.connection.execute(select(schema.LOG).order_by(schema.LOG.c.id)).all()
+            for entry in reversed(open_entries(rows, manifest, self._store.vault_id)):
+                what = (entry.operation, entry.outcome, entry.pseudonym)
+                if what == ("erase", "done", pseudonym) and entry.templates is not None:
+                    return sign(
+                        self._store.vault_id,
+                        pseudonym,
+                        entry.time,
+                        entry.templates,
+                        entry.hash,
+                        manifest.signing_key,
+                    )
+        raise InputError(
+            "nobody of that name was erased", hint="or before receipts could be had again"
+        )
 
     def rotate_key(self, new: KeyLock) -> None:
         """Put a new vault key, locked by `new`, in the old one's place, while the vault is in use.
