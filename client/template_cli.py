@@ -248,6 +248,26 @@ def import_(options: VaultOptions, file: Path) -> None:
 
 @template.command()
 @vault_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def trust(options: VaultOptions, yes: bool) -> None:
+    """Take the vault's file as it lies, where FILE.head is gone or speaks of a newer one.
+
+    That small file is all that tells an old copy from the vault: people who were erased since would
+    be back.
+    """
+    if "://" in options.where:
+        raise InputError("a database has no such file", hint="nothing needs to be trusted")
+    lock = options.lock()
+    if not yes:
+        click.confirm(f"Is {options.where} the newest copy of this vault?", abort=True, err=True)
+    with Vault.open(options.where, lock, trust=True) as vault:
+        last = vault.log()[-2:-1]  # before the one of this command
+        when = f"last used on {last[0].time}" if last else "never used"
+        click.echo(f"taken as it lies: {plural(vault.info.subjects, 'person')}, {when}")
+
+
+@template.command()
+@vault_options
 @_JSON
 def log(options: VaultOptions, as_json: bool) -> None:
     """Show the operation log: what was done, to whom by pseudonym, and how it ended."""

@@ -273,3 +273,18 @@ def test_too_few_persons_for_a_rate_are_refused_before_faces_are_looked_for(
     assert run("init")[0] == 0
     code, _, err = run("calibrate", "--data", tmp_path / "data", "--fpir", 0.01, "--gallery", 100)
     assert code == 2 and "2 persons cannot show an FPIR of 0.01" in err and "takes 400" in err
+
+
+def test_a_vault_whose_witness_is_gone_takes_an_explicit_word(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock = tmp_path / "v" / "site.db", KeyFileLock.create(tmp_path / "key")
+    Vault.create(str(path), lock, model_id="m", dim=16).close()
+    path.with_name("site.db.head").unlink()
+    code, _, err = run("list")
+    assert code == 3 and "template trust" in err
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert run("trust")[0] == 130 and run("list")[0] == 3
+    code, out, _ = run("trust", "--yes")
+    assert code == 0 and "0 persons" in out and "never used" in out
+    assert run("list")[0] == 0

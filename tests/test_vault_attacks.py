@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sqlite3
@@ -14,7 +15,7 @@ import pytest
 
 from client.vault import LogEntry, Vault, shards, verify_log
 from client.vault.listing import SubjectInfo, VaultInfo
-from common.errors import InputError, SealError, VeilfaceError
+from common.errors import InputError, SealError, StorageError, VeilfaceError
 from common.sealing import KeyFileLock
 from tests.vault_cases import DIM, MODEL, unit_rows
 
@@ -62,7 +63,8 @@ def look(path: Path, lock: KeyFileLock) -> Answers:
 
 
 def duplicate(path: Path, target: Path) -> Path:
-    """Copy a closed vault's file."""
+    """Copy a closed vault's file, and the witness beside it."""
+    shutil.copy(path.with_name(path.name + ".head"), target.with_name(target.name + ".head"))
     return Path(shutil.copy(path, target))
 
 
@@ -295,10 +297,59 @@ def test_an_older_file_put_back_is_found_out(tmp_path: Path, lock: KeyFileLock) 
     older = duplicate(vault, tmp_path / "older.db")
     with Vault.open(str(vault), lock) as opened:
         opened.erase("person 1")
-    duplicate(older, vault)
+    shutil.copy(older, vault)
     with pytest.raises(SealError, match="old copy"):
         Vault.open(str(vault), lock)
-    look(older, lock)  # under another name it opens: that is how to go back on purpose
+
+
+@pytest.mark.parametrize("way", ["deleted", "renamed", "linked", "hard link"])
+def test_a_vault_without_its_witness_opens_only_for_who_says_that_it_is_to_be_trusted(
+    tmp_path: Path, lock: KeyFileLock, way: str
+) -> None:
+    """Else one `rm` of a small file, or another name, brings back who was erased."""
+    vault = make(tmp_path / "vault.db", lock)
+    older = duplicate(vault, tmp_path / "older.db")
+    with Vault.open(str(vault), lock) as opened:
+        opened.erase("person 1")
+    shutil.copy(older, vault)
+    if way == "deleted":
+        (tmp_path / "vault.db.head").unlink()
+    elif way == "renamed":
+        vault = vault.rename(tmp_path / "other.db")
+    elif way == "linked":
+        (tmp_path / "other.db").symlink_to(vault)
+        vault = tmp_path / "other.db"
+    else:
+        os.link(vault, tmp_path / "other.db")
+        vault = tmp_path / "other.db"
+    for _ in range(2):  # a refusal writes no witness
+        with pytest.raises(SealError, match="old copy") as refused:
+            Vault.open(str(vault), lock)
+        assert "template trust" in (refused.value.hint or "")
+    with Vault.open(str(vault), lock, trust=True) as opened:
+        assert opened.log()[-1].operation == "trust" and len(opened.subjects()) == PEOPLE
+    look(vault, lock)
+
+
+def test_a_vault_that_can_have_no_witness_is_not_made(
+    tmp_path: Path, lock: KeyFileLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = StorageError("the disk is full")
+
+    def no_room(*_: object, **__: object) -> None:
+        raise full
+
+    backup = tmp_path / "backup"
+    with Vault.open(str(make(tmp_path / "vault.db", lock)), lock) as vault:
+        vault.export(backup, lock)
+    monkeypatch.setattr("client.vault.witness.write_private", no_room)
+    there = set(tmp_path.iterdir())
+    where = str(tmp_path / "new.db")
+    with pytest.raises(StorageError, match="disk is full"):
+        Vault.create(where, lock, model_id=MODEL, dim=DIM)
+    with pytest.raises(StorageError, match="disk is full"):
+        Vault.import_(backup, lock, where, lock)
+    assert set(tmp_path.iterdir()) == there
 
 
 def test_a_witness_of_another_vault_or_a_changed_one_is_named(
@@ -312,6 +363,5 @@ def test_a_witness_of_another_vault_or_a_changed_one_is_named(
         head.write_bytes(bad)
         with pytest.raises(SealError, match="does not belong"):
             Vault.open(str(vault), lock)
-    head.unlink()
+    head.write_bytes(good)
     look(vault, lock)
-    assert head.read_bytes() == good

@@ -87,7 +87,7 @@ def _restore(chunks: Iterator[bytes], vault_id: str, where: str, lock: KeyLock) 
             session.log("import", None, "done")
             session.touch_gallery()
             session.save()
-        store.note_generation(session.manifest, anew=True)
+            store.begin_witness(session.manifest)
     except BaseException:
         database.close()
         if database.path is not None:

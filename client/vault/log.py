@@ -21,7 +21,7 @@ from common.sealing import open_sealed, seal
 
 Operation = Literal[
     "enrol", "verify", "identify", "erase", "rotate", "renew",
-    "migrate", "export", "import", "refused",
+    "migrate", "export", "import", "trust", "refused",
 ]  # fmt: skip
 OPERATIONS: Final[tuple[str, ...]] = get_args(Operation)
 OUTCOMES: Final = (

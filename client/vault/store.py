@@ -69,11 +69,16 @@ class Store:
                 "the vault's key was rotated by another program", hint="open it with the new key"
             )
 
-    def note_generation(self, manifest: Manifest, *, anew: bool = False) -> None:
+    def begin_witness(self, manifest: Manifest) -> None:
+        """Put a witness beside a SQLite file, in place of any other: StorageError if it cannot."""
+        if self.database.path is not None:
+            witness.note(self.database.path, self.vault_id, manifest, anew=True)
+
+    def note_generation(self, manifest: Manifest) -> None:
         """Tell the witness beside a SQLite file how far the vault has come."""
         if self.database.path is not None:
             try:
-                witness.note(self.database.path, self.vault_id, manifest, anew=anew)
+                witness.note(self.database.path, self.vault_id, manifest)
             except StorageError as error:  # the change is durable; only the witness is behind
                 _LOG.warning("the vault's witness could not be written: %s", error)
 

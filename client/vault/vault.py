@@ -48,8 +48,8 @@ class Vault:
     """Open templates of one vault; safe to call from threads, closed by its `with` block.
 
     Every write is on the disk when it returns. `enrol`, `erase`, `rotate_key`, `renew`,
-    `change_model`, `export` and `import_` write their own entry in the operation log; callers
-    `record` verify, identify and refused.
+    `change_model`, `export`, `import_` and `trust` write their own entry in the operation log;
+    callers `record` verify, identify and refused.
     """
 
     def __init__(self, store: Store) -> None:
@@ -71,9 +71,13 @@ class Vault:
         return Vault(opening.create(where, lock, manifest))
 
     @staticmethod
-    def open(where: str, lock: KeyLock) -> Vault:
-        """Open a vault; wrong lock or changed data: SealError."""
-        return Vault(opening.open_store(where, lock))
+    def open(where: str, lock: KeyLock, *, trust: bool = False) -> Vault:
+        """Open a vault; wrong lock or changed data: SealError.
+
+        So is a file that is older than the witness beside it says, or has none. `trust` takes it
+        as it lies, be it an old copy in which erased people still are, and writes the witness anew.
+        """
+        return Vault(opening.open_store(where, lock, trust=trust))
 
     def close(self) -> None:
         """Forget the keys and give the database back."""

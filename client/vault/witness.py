@@ -1,7 +1,8 @@
 """A small file beside a SQLite vault that remembers how far it had come.
 
 A vault's file that was replaced by an older copy is sound in itself: only something outside it can
-tell, and an old backup put back in this way would bring erased people back. Whoever replaces both
+tell, and an old backup put back in this way would bring erased people back. So a vault without its
+witness is not opened until someone says that it is to be trusted as it lies. Whoever replaces both
 files is not stopped; receipts and the log's head, kept elsewhere, are the witness then.
 """
 
@@ -19,11 +20,13 @@ from common.errors import SealError
 from common.storage import write_private
 
 _ONE_AT_A_TIME: Final = Lock()
+_ON_PURPOSE: Final = "if this file is the one you mean, say so with 'veilface template trust'"
 
 
 def witness_path(vault: Path) -> Path:
-    """Return where a vault's witness lies."""
-    return vault.with_name(vault.name + ".head")
+    """Return where a vault's witness lies: beside the file, by whatever link that was named."""
+    file = vault.resolve()
+    return file.with_name(file.name + ".head")
 
 
 def note(vault: Path, vault_id: str, manifest: Manifest, *, anew: bool = False) -> None:
@@ -38,11 +41,18 @@ def note(vault: Path, vault_id: str, manifest: Manifest, *, anew: bool = False) 
 
 
 def check(vault: Path, vault_id: str, manifest: Manifest) -> None:
-    """Raise SealError for a vault older than its witness; a missing witness is written anew."""
-    if _read(witness_path(vault), vault_id, manifest) > manifest.generation:
+    """Raise SealError for a vault older than its witness, and for one without any."""
+    path = witness_path(vault)
+    known = _read(path, vault_id, manifest)
+    if known > manifest.generation:
         raise SealError(
             f"{vault} is older than it was: an old copy was put in its place",
-            hint="to go back on purpose, make a backup of it under another name and import that",
+            hint=f"put the newest one back; {_ON_PURPOSE}",
+        )
+    if known < 0:
+        raise SealError(
+            f"{path} is missing: nothing says that {vault.name} is not an old copy",
+            hint=f"put it back, a vault is moved with it; {_ON_PURPOSE}",
         )
     note(vault, vault_id, manifest)
 
@@ -59,7 +69,7 @@ def _read(path: Path, vault_id: str, manifest: Manifest) -> int:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SealError(
             f"{path} does not belong to this vault",
-            hint="if the vault was moved here on purpose, delete that file",
+            hint=f"put its own there; {_ON_PURPOSE}",
         ) from error
     return int(generation)
 
