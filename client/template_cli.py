@@ -11,6 +11,7 @@ import click
 from rich.table import Column, Table
 
 from client.calibrate_cli import calibrate
+from client.migrate_cli import migrate
 from client.picture import Picture
 from client.token_cli import token
 from client.vault import Receipt, Vault
@@ -40,6 +41,7 @@ def template() -> None:
 
 template.add_command(token)
 template.add_command(calibrate)
+template.add_command(migrate)
 
 
 @template.command()
@@ -202,28 +204,6 @@ def renew(options: VaultOptions) -> None:
     with options.open() as vault:
         vault.renew()
     click.echo("all templates lie in a new secret space")
-
-
-@template.command()
-@vault_options
-@network_options
-@_JSON
-def migrate(options: VaultOptions, choice: NetworkChoice, as_json: bool) -> None:
-    """Move the vault to another network; who has no kept pictures must enrol again."""
-    from client.recognition import Recogniser, network_id  # here: most commands need no torch
-
-    network = choice.network()
-    choice.check_detector()
-    with options.open() as vault:
-        moved = vault.change_model(
-            network_id(network),
-            lambda chips: Recogniser.embedding_of(network, chips),
-        )
-        choice.keep(vault)
-    again = f"; must enrol again: {', '.join(moved.must_enrol)}" if moved.must_enrol else ""
-    went = plural(len(moved.migrated), "person")
-    words = f"the vault's network is {network.name}: {went} moved{again}"
-    _print(dataclasses.asdict(moved), as_json, words)
 
 
 @template.command()

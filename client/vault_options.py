@@ -128,12 +128,19 @@ class NetworkChoice:
         """Raise InputError if the detector cannot be used: a vault that names it could not be."""
         self.detector().detect(np.zeros((64, 64, 3), np.uint8))
 
-    def keep(self, vault: Vault) -> None:
-        """Remember the choice in the vault, and the one before it for who has not moved yet."""
+    @property
+    def named(self) -> bool:
+        """Whether any option was given."""
+        return self != NetworkChoice(None, None, None, None)
+
+    def settings(self, vault: Vault) -> dict[str, bytes]:
+        """What a vault is to keep: the choice, and the one before for who has not moved yet."""
         before = vault.recall(_NETWORK)
-        if before is not None:
-            vault.remember(_PREVIOUS, before)
-        vault.remember(_NETWORK, to_json(self).encode())
+        return self.relocated() | ({} if before is None else {_PREVIOUS: before})
+
+    def relocated(self) -> dict[str, bytes]:
+        """What a vault is to keep where its network stays and only paths are others."""
+        return {_NETWORK: to_json(self).encode()}
 
 
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,14 +169,28 @@ def recogniser(vault: Vault) -> Recogniser:
     """The recogniser of a vault with the network that was chosen for it."""
     from client.recognition import Recogniser
 
-    choice, before = _chosen(vault, _NETWORK), None
-    if choice is None:
-        raise InputError("the vault names no network", hint="make it with 'veilface template init'")
+    choice, before = network_now(vault), None
     if vault.info.stale:
         before = _chosen(vault, _PREVIOUS)
     return Recogniser(
         vault, choice.network(), choice.detector(), previous=before.network() if before else None
     )
+
+
+def network_now(vault: Vault) -> NetworkChoice:
+    """The network of a vault."""
+    choice = _chosen(vault, _NETWORK)
+    if choice is None:
+        raise InputError("the vault names no network", hint="make it with 'veilface template init'")
+    return choice
+
+
+def network_before(vault: Vault) -> NetworkChoice:
+    """The network that a vault had before its own."""
+    choice = _chosen(vault, _PREVIOUS)
+    if choice is None:
+        raise InputError("the vault had no other network", hint="name one to move to")
+    return choice
 
 
 def _chosen(vault: Vault, name: str) -> NetworkChoice | None:
@@ -204,5 +225,6 @@ def new_vault(
         if new_key is not None:
             new_key.unlink(missing_ok=True)  # it opens nothing
         raise
-    choice.keep(vault)
+    for name, value in choice.settings(vault).items():
+        vault.remember(name, value)
     return vault

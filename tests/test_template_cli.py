@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable
 from itertools import zip_longest
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.picture import Picture
 from client.vault import Vault
+from client.vault_options import recogniser
 from common.cli import main
 from common.sealing import KeyFileLock
 
@@ -67,12 +70,7 @@ def test_a_walk_from_an_empty_vault_to_an_erased_person(
     assert code == 0, err
     pseudonym = json.loads(out)["pseudonym"]
     assert PERSON not in out
-    copied = tmp_path / "copied"
-    copied.mkdir()
-    for person in public.iterdir():
-        (copied / person.name).mkdir()
-        for file in person.iterdir():
-            (copied / person.name / file.name).write_bytes(file.read_bytes())
+    copied = shutil.copytree(public, tmp_path / "copied")
     code, out, err = run(
         "calibrate", "--data", copied, "--fmr", 1e-3, "--fpir", 0.06, "--cache", tmp_path / "c",
         "--json",
@@ -238,13 +236,93 @@ def test_a_device_without_end_is_no_picture(run: Run) -> None:
 
 
 def test_migrating_says_in_words_what_happened_and_warns_of_random_weights(
-    run: Run, caplog: pytest.LogCaptureFixture
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run("init")[0] == 0
-    code, out, _ = run("migrate", "--backbone", "lenet")
+    backup = ("--backup", tmp_path / "backup")
+    code, out, _ = run("migrate", "--backbone", "lenet", "--yes", *backup)
     assert code == 0
-    assert out.strip() == "the vault's network is lenet: 0 persons moved"
+    assert out.splitlines()[0].startswith("Not measured: the vault keeps no pictures")
+    assert out.splitlines()[-1] == "the vault's network is lenet: 0 persons moved"
     assert "lenet has random weights" in caplog.text
+    code, out, _ = run("migrate", "--backbone", "lenet", "--yes", *backup)
+    assert code == 0, "the same command goes on with a move that was stopped"
+
+
+def test_no_move_without_a_backup_and_a_yes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("init")[0] == 0
+    before, backup = run("list", "--json")[1], tmp_path / "backup"
+    code, _, err = run("migrate", "--backbone", "lenet", "--yes")
+    assert code == 2 and "--backup" in err
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert run("migrate", "--backbone", "lenet", "--backup", backup)[0] == 130
+    assert run("migrate", "--backbone", "lenet", "--dry-run")[0] == 0
+    assert run("migrate", "--back", "--yes", "--backup", backup)[0] == 2, "no other network"
+    backup.write_text("somebody's")
+    assert run("migrate", "--backbone", "lenet", "--yes", "--backup", backup)[0] == 2
+    assert run("list", "--json")[1] == before and backup.read_text() == "somebody's"
+
+
+WEIGHTS = LFW.parents[2] / "weights" / "mobilefacenet_foamliu.pt"
+
+
+@needs_lfw
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the MobileFaceNet weights are not in ../shared")
+def test_a_move_to_a_worse_network_is_measured_and_refused_and_a_forced_one_can_be_undone(
+    run: Run, tmp_path: Path, public: Path
+) -> None:
+    assert run("init", "--backbone", "mobilefacenet", "--weights", WEIGHTS, "--keep-chips")[0] == 0
+    path, key = tmp_path / "v" / "site.db", tmp_path / "key"
+    people = sorted(public.iterdir())[:30]
+    with Vault.open(str(path), KeyFileLock(key)) as vault:
+        engine = recogniser(vault)
+        for person in people:
+            pictures = [Picture(f.name, f.read_bytes()) for f in sorted(person.iterdir())]
+            engine.enrol(person.name, pictures, force=True)
+        before = vault.gallery()
+    backup, second = tmp_path / "backup", tmp_path / "second"
+    listed = run("list", "--json")[1]
+    code, out, _ = run("migrate", "--backbone", "lenet", "--dry-run", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["moves"] == 30 and told["measured"]["persons"] == 30
+    assert told["measured"]["verdict"] == "worse"
+    assert told["measured"]["before"]["tmr_at_fmr_1e-2"] > 0.8
+    code, out, err = run("migrate", "--backbone", "lenet", "--yes", "--backup", backup)
+    assert code == 3 and "worse on this site's own faces" in err and "WORSE" in out
+    assert run("list", "--json")[1] == listed and not backup.exists()
+
+    code, out, _ = run("migrate", "--backbone", "lenet", "--yes", "--force", "--backup", backup)
+    assert code == 0 and "30 persons moved" in out
+    lock = KeyFileLock(key)
+    with Vault.import_(backup, lock, str(tmp_path / "v" / "from-backup.db"), lock) as vault:
+        np.testing.assert_array_equal(vault.gallery().vectors, before.vectors)
+    code, out, err = run("migrate", "--back", "--yes", "--backup", second)
+    assert code == 0 and "is better" in out, err
+    with Vault.open(str(path), lock) as vault:
+        for name in (person.name for person in people):
+            number = before.pseudonyms.index(vault.pseudonym(name))
+            held = before.vectors[before.owners == number]
+            np.testing.assert_allclose(vault.templates(name), held, atol=1e-4)
+
+
+@needs_lfw
+def test_pictures_that_were_cut_for_another_network_are_not_given_to_a_new_one(
+    run: Run, tmp_path: Path, public: Path
+) -> None:
+    """150 pixels by dlib's corners of the eyes are no 112 pixels by the centres of the eyes."""
+    assert run("init", "--keep-chips")[0] == 0
+    assert run("enrol", PERSON, image(1), image(2), "--force")[0] == 0
+    data = shutil.copytree(public, tmp_path / "copied")
+    code, out, _ = run("migrate", "--backbone", "lenet", "--data", data, "--dry-run", "--json")
+    told = json.loads(out)
+    assert code == 0 and (told["moves"], len(told["must_enrol"])) == (0, 1)
+    assert told["measured"]["verdict"] == "worse" and told["measured"]["persons"] > 50
+    arguments = ("--backbone", "lenet", "--yes", "--backup", tmp_path / "b", "--json")
+    code, out, _ = run("migrate", *arguments)
+    assert code == 0 and json.loads(out)["migrated"] == []
+    assert len(json.loads(out)["must_enrol"]) == 1
 
 
 def test_two_keys_at_once_or_none_are_refused(

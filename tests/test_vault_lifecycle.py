@@ -194,8 +194,63 @@ def test_who_has_chips_is_migrated_and_the_others_answer_to_the_old_model(place:
         again = vault.change_model("model-two", embed_anew)
         assert again.migrated == ()
         assert len(again.must_enrol) == 2
-        with pytest.raises(InputError, match="cannot go back"):
-            vault.change_model(MODEL, embed_anew)
+        with pytest.raises(InputError, match="needs an id"):
+            vault.change_model("", embed_anew)
+
+
+def test_the_way_back_to_a_model_brings_back_what_it_knew(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who moved by kept pictures, who had not moved, and who came after; stopped on the way."""
+    rows, address = unit_rows(4), place.address()
+
+    def embed_before(chips: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return rows[chips[:, 0, 0, 0]]
+
+    def chips(person: int) -> NDArray[np.uint8]:
+        return np.full((1, 4, 4, 3), person, np.uint8)
+
+    with Vault.create(address, place.lock, model_id=MODEL, dim=DIM, keep_chips=True) as vault:
+        vault.enrol("moved", rows[:1], model_id=MODEL, chips=chips(0))
+        vault.enrol("moved too", rows[1:2], model_id=MODEL, chips=chips(1))
+        vault.enrol("no chips", rows[2:3], model_id=MODEL)
+        names = ("moved", "moved too", "no chips")
+        before = {name: vault.templates(name) for name in names}
+        vault.change_model("model-two", embed_anew, {"network": b"two"})
+        late = embed_anew(chips(3))
+        vault.enrol("late", late, model_id="model-two", chips=chips(3))
+        vault.enrol("late without chips", late, model_id="model-two")
+        assert vault.recall("network") == b"two"
+
+        def stopping(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+            if pictures[0, 0, 0, 0] == 1:
+                raise _StoppedError
+            return embed_before(pictures)
+
+        with pytest.raises(_StoppedError):
+            vault.change_model(MODEL, stopping, {"network": b"one"})
+    with Vault.open(address, place.lock) as vault:
+        assert (vault.info.model_id, vault.recall("network")) == (MODEL, b"one")
+        done = vault.change_model(MODEL, embed_before)
+        assert len(done.migrated) == 2, "the one on whom it stopped, and who came after"
+        assert done.must_enrol == (vault.pseudonym("late without chips"),)
+        for name, templates in before.items():
+            np.testing.assert_allclose(vault.templates(name), templates, atol=1e-6)
+        assert (vault.templates("late") @ vault.protect(rows[3:]).T).item() > 1 - 1e-5
+        old = vault.templates("late without chips", "model-two")
+        assert (old @ vault.protect(late, "model-two").T).item() > 1 - 1e-5
+        assert vault.info.stale == 1
+        forward = vault.change_model("model-two", embed_anew)
+        assert len(forward.migrated) == 3 and vault.info.stale == 1
+
+
+def test_chips_that_a_model_cannot_use_leave_a_subject_where_it_is(place: Place) -> None:
+    with place.vault(keep_chips=True) as vault:
+        vault.enrol("ada", unit_rows(1), model_id=MODEL, chips=np.zeros((1, 4, 4, 3), np.uint8))
+        before = vault.templates("ada")
+        done = vault.change_model("model-two", lambda _: None)
+        assert done.migrated == () and done.must_enrol == (vault.pseudonym("ada"),)
+        np.testing.assert_array_equal(vault.templates("ada", MODEL), before)
 
 
 def test_a_backup_becomes_the_same_vault_elsewhere(place: Place, tmp_path: Path) -> None:

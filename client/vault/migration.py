@@ -1,43 +1,47 @@
 """A new model for an old one: templates made anew from kept chips, or a list of who must come back.
 
 From the first step on the vault is the new model's. A subject that was not migrated keeps its old
-templates, which answer to the old model id only, until it is migrated or enrolled again.
+templates, which answer to the old model id only, until it is migrated or enrolled again. The way
+back is the same: to a model that the vault had before, whose templates count again at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.vault import holdings, records, scrubbing, transform
+from client.vault import holdings, records, scrubbing, settings, transform
 from client.vault.manifest import Model
 from client.vault.session import Session
 from client.vault.store import Store
 from common.errors import InputError
 from common.template import MAX_DIM, check_rows
 
-Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+# Chips [n, ...] to unit rows [n, D]; None where they are not of the model's kind.
+Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32] | None]
 
 
 @dataclass(frozen=True)
 class Migration:
-    """Pseudonyms of who was migrated, and of who must enrol again since no chip was kept."""
+    """Pseudonyms of who was migrated, and of who must enrol again since no chip of use was kept."""
 
     model_id: str
     migrated: tuple[str, ...]
     must_enrol: tuple[str, ...]
 
 
-def change_model(store: Store, model_id: str, embed: Embed) -> Migration:
+def change_model(
+    store: Store, model_id: str, embed: Embed, remember: Mapping[str, bytes]
+) -> Migration:
     """Make `model_id` the vault's model; `embed` turns chips [n, ...] into unit rows [n, D].
 
-    Durable subject by subject: stopped anywhere, the same call goes on. An older model of the
-    vault cannot come back under its id: InputError.
+    Durable subject by subject: stopped anywhere, the same call goes on. The settings in `remember`
+    are the vault's from the moment on in which the model is.
     """
-    _announce(store, model_id)
+    _announce(store, model_id, remember)
     migrated, must_enrol = list[str](), list[str]()
     for pseudonym in _stale(store):
         done = _migrate_one(store, pseudonym, embed)
@@ -50,16 +54,19 @@ def change_model(store: Store, model_id: str, embed: Embed) -> Migration:
     return Migration(model_id, tuple(migrated), tuple(must_enrol))
 
 
-def _announce(store: Store, model_id: str) -> None:
+def _announce(store: Store, model_id: str, remember: Mapping[str, bytes]) -> None:
+    if not model_id:
+        raise InputError("a model needs an id")
     with Session.write(store) as session:
+        for name, value in remember.items():
+            settings.remember(session, name, value)
         models = session.manifest.models
         if model_id == models[-1].model_id:
             return
-        if not model_id or any(model.model_id == model_id for model in models):
-            raise InputError(
-                "the vault cannot go back to a model it left", hint="make a new vault for it"
-            )
-        session.change(models=(*models, Model(models[-1].number + 1, model_id, 0, 0)))
+        left = [model for model in models if model.model_id != model_id]
+        known = [model for model in models if model.model_id == model_id]
+        number = max(model.number for model in models) + 1
+        session.change(models=(*left, *(known or [Model(number, model_id, 0, 0)])))
         session.log("migrate", None, "begun")
         session.touch_gallery()
 
@@ -81,9 +88,11 @@ def _migrate_one(store: Store, pseudonym: str, embed: Embed) -> bool | None:
         if subject is None:
             return None
         kept = records.chips_of(session, subject)
-    if not kept:
+    made = [embed(chips) for chips in kept]
+    found = [np.asarray(each, dtype=np.float32) for each in made if each is not None]
+    if not found:
         return False
-    rows = np.concatenate([np.asarray(embed(chips), dtype=np.float32) for chips in kept])
+    rows = np.concatenate(found)
     with Session.write(store) as session:
         model = session.manifest.current
         if records.find_subject(session, pseudonym) is None:

@@ -144,7 +144,7 @@ def chips_of(session: Session, subject: Subject) -> list[NDArray[np.uint8]]:
     for row in session.connection.execute(wanted.order_by(schema.CHIP.c.id)).all():
         bound = session.store.bind("chip", row.id, subject.id, subject.pseudonym)
         head, _, body = open_sealed(subject.key, blob(row.sealed), bound).partition(b"\n")
-        found.append(np.frombuffer(body, dtype=np.uint8).reshape(json.loads(head)))
+        found.append(np.frombuffer(bytearray(body), dtype=np.uint8).reshape(json.loads(head)))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -262,9 +262,20 @@ class Vault:
         renewal.renew(self._store)
         self._matrices.clear()
 
-    def change_model(self, model_id: str, embed: Embed) -> Migration:
-        """Make `model_id` the vault's; `embed` turns kept chips into its unit rows [n, D]."""
-        return change_model(self._store, model_id, embed)
+    def chips(self, pseudonym: str) -> list[NDArray[np.uint8]]:
+        """Return what was kept of a subject's pictures, one array an enrolment; unknown: none."""
+        with Session.read(self._store) as session:
+            found = records.find_subject(session, pseudonym)
+            return [] if found is None else records.chips_of(session, found)
+
+    def change_model(
+        self, model_id: str, embed: Embed, remember: Mapping[str, bytes] | None = None
+    ) -> Migration:
+        """Make `model_id` the vault's; `embed` turns kept chips into its unit rows [n, D].
+
+        Also to a model of before. `remember` are settings to keep in the same moment.
+        """
+        return change_model(self._store, model_id, embed, remember or {})
 
     def export(self, path: Path, lock: KeyLock) -> None:
         """Write a sealed backup to a new file that `lock` opens."""
