@@ -32,7 +32,7 @@ from common.config import from_json, to_json
 from common.decoding import decode_image
 from common.detection import Detector
 from common.embedding import frozen_rows
-from common.errors import ImageError, InputError, Refused
+from common.errors import ImageError, InputError, Outdated, Refused
 from common.network import Network
 from common.scoring import LEAST_PERSONS, PLAIN, Choice
 
@@ -289,6 +289,11 @@ class Recogniser:
     def population(self, leave_out: frozenset[str] = frozenset()) -> Population:
         """The vault's persons of the current model, as scores use them, but for some pseudonyms."""
         return Population.of(self._opened(self.model_id).gallery, leave_out)
+
+    def still_current(self) -> None:
+        """Raise Outdated once the vault has another key, file or network than this was made for."""
+        if self.vault.model_id != self.model_id:
+            raise Outdated("the vault was moved to another network", hint="start with it again")
 
     def erase(self, subject: str) -> Receipt:
         """Erase a subject from the vault, and from what is open in memory and rests on them."""

@@ -49,7 +49,8 @@ def serve(
 ) -> None:
     """Serve a vault over REST, with a web page at / and the API's description at /docs.
 
-    Off this machine it needs TLS. Make a token first: 'veilface template token create'.
+    Off this machine it needs TLS. Make a token first: 'veilface template token create'. When the
+    vault gets another key or network it ends (exit 3): start it again, with the new key.
     """
     if not 0.1 <= rate <= 1e6:
         raise InputError(f"--rate must lie in 0.1 to 1,000,000 a second, not {rate:g}")
@@ -70,5 +71,5 @@ def serve(
     torch.set_num_threads(1)
     journal = Journal()
     with options.open() as vault:
-        app = create_app(recogniser(vault), settings, journal)
-        run(app, listen, journal)
+        engine = recogniser(vault)
+        run(create_app(engine, settings, journal), listen, journal, still=engine.still_current)

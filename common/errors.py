@@ -46,6 +46,10 @@ class Refused(VeilfaceError):  # noqa: N818 - a refusal is the system working, n
     exit_code = 3
 
 
+class Outdated(Refused):
+    """What is open here is no longer what is there: it takes opening it again."""
+
+
 class BudgetExceeded(Refused):
     """The next release would spend more than the site's budget."""
 

@@ -7,12 +7,13 @@ import datetime
 import ipaddress
 import json
 import os
+import shutil
 import socket
 import ssl
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cryptography.x509.oid import NameOID
 from client.serve_cli import serve
 from client.service.load import load
 from client.service.tokens import SCOPES
+from client.template_cli import template
 from client.token_cli import token
 from common.errors import InputError, Refused, VeilfaceError
 from common.web.server import is_loopback
@@ -192,6 +194,53 @@ def test_a_number_or_name_that_cannot_be_is_refused_before_anything_listens(
     said = done.stderr if done.exception is None else f"{done.stderr}{done.exception}"
     assert done.exit_code == 2 or isinstance(done.exception, InputError)
     assert wrong[0] in said
+
+
+def _rotated(site: Site) -> None:
+    arguments = [*_opened_by(site), "--new-key-file", f"{site.options.key_file}.new"]
+    assert CliRunner().invoke(template, ["rotate-key", *arguments]).exit_code == 0
+
+
+def _moved(site: Site) -> None:
+    backup = f"{site.options.where}.backup"
+    arguments = [*_opened_by(site), "--backbone", "lenet", "--yes", "--backup", backup]
+    assert CliRunner().invoke(template, ["migrate", *arguments]).exit_code == 0
+
+
+def _replaced(site: Site) -> None:
+    path = Path(site.options.where)
+    other = path.with_name("other")
+    shutil.copy(path, other)
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [_rotated, _moved, _replaced])
+def test_a_service_whose_vault_is_no_longer_what_it_opened_ends_instead_of_refusing_everyone(
+    tmp_path: Path, change: Callable[[Site], None]
+) -> None:
+    """And what is asked before it has noticed is told to come again, not that it is forbidden."""
+    with new_site(tmp_path) as site:
+        site.calibrate(0.99)
+        text = site.token(*SCOPES)
+    port, log = free_port(), tmp_path / "log"
+    command = [sys.executable, "-c", "from common.cli import main; main()", "serve"]
+    command += [*_opened_by(site), "--port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with processes((command, log, environment)) as (process,):
+        until(lambda: listens("127.0.0.1", port) or process.poll() is not None, log.read_text)
+        headers, told = {"Authorization": f"Bearer {text}"}, set[int]()
+        with httpx.Client(base_url=f"http://localhost:{port}", headers=headers) as client:
+            assert client.get("/v1/subjects").status_code == 200
+            change(site)
+            began = time.monotonic()
+            while process.poll() is None and time.monotonic() < began + 60:
+                with suppress(httpx.TransportError):
+                    told.add(client.get("/v1/subjects").status_code)
+                time.sleep(0.05)
+        assert process.returncode == 3, log.read_text()
+        assert told <= {200, 503}
+    lines = log.read_text().splitlines()
+    assert json.loads(lines[-2])["event"] == "ended" and lines[-1].startswith("veilface: ")
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:

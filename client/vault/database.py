@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
 from client.vault import schema
-from common.errors import InputError, SealError, StorageError
+from common.errors import InputError, Outdated, SealError, StorageError
 from common.storage import make_private_directory, storage_error, sync_directory
 
 _LOG: Final = logging.getLogger("veilface.vault")
@@ -52,8 +52,9 @@ class Database:
         if "://" in where:
             self._engine = _postgres(where)
         else:
-            self.path = Path(where)
-            self._engine = _sqlite(self.path, create=create)
+            self.path = Path(where).absolute()
+            self._engine = _sqlite(Path(where), create=create)
+        self._file = self._lies_there()
         try:
             with self.write() as connection:
                 if create and schema.version(connection):
@@ -67,9 +68,30 @@ class Database:
                 remove_files(self.path)  # it was not there before
             raise
 
+    def _lies_there(self) -> tuple[int, int] | None:
+        """Which file lies in the vault's place: (0, 0) where none does, None for a database."""
+        if self.path is None:
+            return None
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return 0, 0
+        except OSError as error:
+            raise storage_error(f"cannot look at {self.path}", error) from error
+        return found.st_dev, found.st_ino
+
+    def _check_place(self) -> None:
+        """Raise Outdated where the file that is open is no longer the one that would be opened."""
+        if self._lies_there() != self._file:
+            raise Outdated(
+                "the vault's file was taken away or replaced",
+                hint="put it back, or open the one that is there now",
+            )
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Yield a connection that sees one moment of the vault."""
+        self._check_place()
         with _named_errors(), self._engine.connect() as connection:
             if self.path is None:
                 connection.execution_options(isolation_level="REPEATABLE READ")
@@ -79,6 +101,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Yield a connection whose changes are all kept, durably, or none are."""
+        self._check_place()  # what is written to a file that is gone is lost
         with _named_errors(), self._engine.connect() as connection:
             connection = connection.execution_options(veilface_write=True)
             with connection.begin():

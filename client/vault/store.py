@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 from client.vault import schema, witness
 from client.vault.database import Database
 from client.vault.manifest import Manifest, associated
-from common.errors import Refused, SealError, StorageError
+from common.errors import Outdated, SealError, StorageError
 from common.randomness import derive_key
 from common.sealing import open_sealed, seal
 
@@ -65,7 +65,7 @@ class Store:
                 bound = self.bind("next vault key", row.id)
                 self.keys[row.id + 1] = open_sealed(self.keys[row.id], blob(row.forward), bound)
         if number not in self.keys:
-            raise Refused(
+            raise Outdated(
                 "the vault's key was rotated by another program", hint="open it with the new key"
             )
 

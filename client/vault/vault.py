@@ -102,6 +102,12 @@ class Vault:
             return listing.info(session)
 
     @property
+    def model_id(self) -> str:
+        """The model that new templates are of."""
+        with Session.read(self._store) as session:
+            return session.manifest.current.model_id
+
+    @property
     def generation(self) -> int:
         """A number that rises whenever the gallery may have changed, in any process."""
         with Session.read(self._store) as session:

@@ -12,6 +12,7 @@ from common.errors import (
     ImageError,
     InputError,
     LedgerError,
+    Outdated,
     Refused,
     SealError,
     StorageError,
@@ -28,6 +29,7 @@ _PRIVATE: tuple[tuple[type[VeilfaceError], int, str], ...] = (
     (SealError, 500, "the vault does not open or does not hold"),
     (LedgerError, 500, "the operation log does not hold"),
     (StorageError, 503, "the storage does not answer"),
+    (Outdated, 503, "the vault has another key, network or file by now: the service ends"),
 )
 _WORDS = {404: "no such address", 405: "this address does not take that method"}
 UNEXPECTED = (SealError, LedgerError, StorageError)

@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from common.errors import InputError, Refused
+from common.errors import InputError, Outdated, Refused, SealError, StorageError
 from common.web.journal import Journal
 from common.web.limits import network_of
 
@@ -30,6 +31,7 @@ _CONNECTIONS_OF_ONE: Final = 200
 _FILES: Final = 8192
 _BACKLOG: Final = 1024
 _PR_SET_DUMPABLE: Final = 4
+_LOOKS_EVERY: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def run(app: ASGIApp, listen: Listen, journal: Journal, *, graceful: int = 30) -> None:
-    """Serve until interrupted; then requests have `graceful` seconds to end."""
+def run(
+    app: ASGIApp,
+    listen: Listen,
+    journal: Journal,
+    *,
+    graceful: int = 30,
+    still: Callable[[], None] | None = None,
+) -> None:
+    """Serve until interrupted; then requests have `graceful` seconds to end.
+
+    `still` is called now and then in a thread. Once it raises Outdated the service ends in the same
+    way, and the error is raised: a service that can only refuse keeps its clients from a new one.
+    """
     leave_no_memory()
     _raise_file_limit()
     journal.take_over("uvicorn.error", "uvicorn", "python_multipart", "asyncio")
@@ -118,7 +131,38 @@ def run(app: ASGIApp, listen: Listen, journal: Journal, *, graceful: int = 30) -
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     journal.write("listening", url=listen.url(sockets[0].getsockname()[1]))
     with asyncio.Runner(loop_factory=_Loop) as runner:
-        runner.run(server.serve(sockets))
+        outdated = runner.run(_serve(server, sockets, still))
+    if outdated is not None:
+        journal.write("ended", why=outdated.message)
+        raise outdated
+
+
+async def _serve(
+    server: uvicorn.Server, sockets: list[socket.socket], still: Callable[[], None] | None
+) -> Outdated | None:
+    """Serve to the end; returns what ended it, if that was not a signal."""
+    if still is None:
+        await server.serve(sockets)
+        return None
+    watch = asyncio.create_task(_watch(server, still))
+    try:
+        await server.serve(sockets)
+    finally:
+        watch.cancel()
+        (ended,) = await asyncio.gather(watch, return_exceptions=True)
+    return ended if isinstance(ended, Outdated) else None
+
+
+async def _watch(server: uvicorn.Server, still: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(_LOOKS_EVERY)
+        try:
+            await asyncio.to_thread(still)
+        except Outdated:
+            server.should_exit = True
+            raise
+        except (SealError, StorageError):
+            continue  # of that the requests tell, and it may pass
 
 
 def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
