@@ -291,9 +291,15 @@ class Recogniser:
         return Population.of(self._opened(self.model_id).gallery, leave_out)
 
     def still_current(self) -> None:
-        """Raise Outdated once the vault has another key, file or network than this was made for."""
+        """Raise Outdated once the vault has another key, file or network than this was made for.
+
+        Forgets galleries of before: who was erased elsewhere is not kept until the next question.
+        """
         if self.vault.model_id != self.model_id:
             raise Outdated("the vault was moved to another network", hint="start with it again")
+        with self._lock:
+            now = self.vault.generation
+            self._open = {key: one for key, one in self._open.items() if one.generation == now}
 
     def erase(self, subject: str) -> Receipt:
         """Erase a subject from the vault, and from what is open in memory and rests on them."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image
 from client.calibration import Threshold, for_identification, for_verification
 from client.picture import Picture
 from client.recognition import Recogniser, network_id
-from client.vault import Vault
+from client.vault import Gallery, Vault
 from common.dataset import images_of, list_subjects, load_chips
 from common.detection import DlibDetector
 from common.errors import ImageError, InputError, Refused
@@ -309,3 +311,44 @@ def test_scores_rest_on_the_others_of_the_vault_until_it_holds_too_few(
     assert alone.score == pytest.approx(cosine, abs=1e-6)
     assert any("too few persons" in note for note in alone.warnings)
     assert not any("too few persons" in note for note in decision.warnings)
+
+
+def test_an_erased_person_is_in_no_mean_no_cohort_and_no_memory_any_more(
+    engine: Recogniser, public: tuple[NDArray[np.float32], NDArray[np.int64]], tmp_path: Path
+) -> None:
+    """Scores are bit for bit those of before the person came, and no other process holds on."""
+    rows, labels = public
+    for person in range(30):
+        engine.vault.enrol(f"other {person}", rows[labels == person], model_id=engine.model_id)
+    scoring = Choice(1.0, 1.5)
+    known = {"model_id": engine.model_id, "source": "lfw"}
+    base = for_verification(plain(rows), labels, 1e-2, **known)
+    engine.use(dataclasses.replace(base, scoring=scoring, population=30, plain=base.value))
+    probes = [*pictures("Hugo_Chavez", 1, 2), *pictures("Tony_Blair", 1, 2)]
+
+    def scores() -> list[float]:
+        return [
+            engine.verify(f"other {person}", probe).score for person in (0, 7) for probe in probes
+        ]
+
+    before = scores()
+    engine.enrol("Tony_Blair", pictures("Tony_Blair", 3, 2), force=True)
+    assert scores() != before, "the person is a crowd to others while they are here"
+    gone = engine.vault.pseudonym("Tony_Blair")
+
+    def held() -> list[Gallery]:
+        gc.collect()
+        found = [each for each in gc.get_objects() if type(each) is Gallery]
+        return [each for each in found if gone in each.pseudonyms]
+
+    assert held()
+    where, lock = str(tmp_path / "vault" / "site.db"), KeyFileLock(tmp_path / "key")
+    with Vault.open(where, lock) as elsewhere:
+        elsewhere.erase("Tony_Blair")
+    assert held(), "an idle process does not know of it by itself"
+    engine.still_current()
+    assert not held()
+    assert scores() == before
+    stored = engine.vault.recall(f"threshold:verify:{engine.model_id}")
+    assert stored is not None and len(stored) < 1000
+    assert not any(isinstance(value, list) for value in json.loads(stored).values()), "no vector"
