@@ -1,16 +1,21 @@
 """The public part of a run, as the server sent it: contract, model state and public bank.
 
 It is public, so it is stored plainly; it is named by its contract's digest, so that a run cannot
-be answered with another run's constants.
+be answered with another run's constants. The parts of the two runs that were used last are kept: a
+server can make as many runs as it likes, and it sends a part again when that is asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import safetensors
 import safetensors.torch
@@ -22,6 +27,8 @@ from common.errors import InputError
 from common.storage import make_private_directory, write_private
 
 _DIGEST = re.compile("[0-9a-f]{64}")
+_KEPT: Final = 2  # a gibibyte each
+_ABANDONED: Final = 3600.0  # seconds after which a half-written file is nobody's any more
 
 
 class Unprepared(InputError):  # noqa: N818 - names a state
@@ -38,9 +45,13 @@ class PublicPart:
 
 
 def store_public(directory: Path, part: PublicPart) -> str:
-    """Write the public part, and return the digest under which `load_public` finds it."""
+    """Write the public part, and return the digest under which `load_public` finds it.
+
+    Those of other runs make room for it, but for the one that was used last.
+    """
     name = digest(part.contract)
     path = make_private_directory(directory) / f"{name}.safetensors"
+    _make_room(directory, path)
     if not path.exists():
         tensors = {f"state.{key}": value.contiguous() for key, value in part.state.items()}
         tensors["inputs"] = part.inputs.contiguous()
@@ -49,9 +60,27 @@ def store_public(directory: Path, part: PublicPart) -> str:
     return name
 
 
-@lru_cache(maxsize=2)
 def load_public(directory: Path, name: str) -> PublicPart:
     """Return a stored public part; absent: Unprepared."""
+    part = _load(directory, name)
+    with contextlib.suppress(OSError):
+        os.utime(directory / f"{name}.safetensors")  # used just now
+    return part
+
+
+def _make_room(directory: Path, for_: Path) -> None:
+    """Delete what lies there but for `for_` and the newest others, and files half-written."""
+    others = [path for path in directory.glob("*.safetensors") if path != for_]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    parts = directory.glob(".*.part")
+    long_ago = time.time() - _ABANDONED
+    abandoned = [path for path in parts if path.stat().st_mtime < long_ago]
+    for path in (*others[_KEPT - 1 :], *abandoned):
+        path.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=_KEPT)
+def _load(directory: Path, name: str) -> PublicPart:
     path = directory / f"{name}.safetensors"
     if not _DIGEST.fullmatch(name) or not path.exists():
         raise Unprepared(f"the public part {name[:12]!r} of the run has not arrived")

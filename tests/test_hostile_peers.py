@@ -18,13 +18,13 @@ from client.book_keeping import book_keeping
 from client.consent import SitePolicy
 from client.folder import open_folder
 from client.folder_config import FolderConfig
-from client.preparation import PublicPart, Unprepared, load_public
+from client.preparation import PublicPart, Unprepared, load_public, store_public
 from client.site import Prepared, Site
 from common.app_bundle import app_hash
 from common.backbones.adapter import AdapterHead, PublicStatistics
 from common.backbones.registry import create
 from common.backbones.split import frozen_part
-from common.config import from_json
+from common.config import digest, from_json
 from common.constants import LossConfig
 from common.contract import Contract, Privacy
 from common.embedding import frozen_rows
@@ -99,6 +99,33 @@ def test_a_server_cannot_name_a_file_outside_the_public_folder(tmp_path: Path) -
     (tmp_path / "vault.safetensors").write_bytes(b"xx")
     with pytest.raises(Unprepared):
         load_public(tmp_path / "public", "../vault")
+
+
+def test_a_server_cannot_fill_a_sites_disk_with_runs(tmp_path: Path) -> None:
+    """Two banks at most, the one in use among them; one that was sent away is asked for again."""
+    public = tmp_path / "public"
+
+    def part(run: int) -> PublicPart:
+        bank = torch.full((1, 4, 4, 3), run, dtype=torch.uint8)
+        return PublicPart(contract(f"run {run}"), {"w": torch.zeros(4)}, bank)
+
+    in_use = store_public(public, part(0))
+    half = public / ".half.safetensors.999.part"  # what a kill leaves
+    half.write_bytes(b"x" * 1000)
+    os.utime(half, (0, 0))
+    least = (public / f"{in_use}.safetensors").stat().st_size
+    for run in range(1, 40):
+        os.utime(public / f"{in_use}.safetensors", (run, run))  # the clock is too coarse for this
+        load_public(public, in_use)
+        other = store_public(public, part(run))
+        os.utime(public / f"{other}.safetensors", (run, run))
+        assert sum(file.stat().st_size for file in public.iterdir()) < 2.5 * least
+    assert {file.stem for file in public.iterdir()} == {in_use, other}
+    assert store_public(public, part(39)) == other and load_public(public, in_use).inputs.max() == 0
+    with pytest.raises(Unprepared):
+        load_public(public, digest(contract("run 7")))
+    assert store_public(public, part(7)) == digest(contract("run 7"))
+    assert load_public(public, digest(contract("run 7"))).inputs.max() == 7
 
 
 def contract(run: str) -> Contract:
