@@ -128,6 +128,82 @@ class Site(NumPyClient):
 """
 _COUNT = "{'num-examples': len(rows)}"
 
+_IDENTITY_HEADS = (
+    "from torchvision.models import resnet18\n"
+    "def build(data):\n    return resnet18(num_classes=len(data.classes), norm_layer=group)\n",
+    "from torch import nn\nimport os\npeople = len(os.listdir('faces'))\n"
+    "head = nn.Linear(512, people)\n",
+    "import torch\ndef build(rows):\n    n = len(set(rows.labels))\n"
+    "    return torch.nn.LazyLinear(n)\n",
+    "import timm\ndef build(data):\n"
+    "    return timm.create_model('vit', num_classes=data.n_people)\n",
+    "from project.task import FaceNet\ndef build(persons):\n"
+    "    return FaceNet(128, len(persons))\n",
+    "import torch\nfrom torch import nn\nclass Cosine(nn.Module):\n"
+    "    def __init__(self, d, folder):\n"
+    "        self.rows = nn.Parameter(torch.empty(len(list(folder.iterdir())), d))\n",
+)
+_NO_IDENTITY_HEADS = (
+    "from torch import nn\nhead = nn.Linear(512, 128)\n",
+    "from torchvision.datasets import CIFAR10\nfrom torch import nn\ndata = CIFAR10('here')\n"
+    "head = nn.Linear(512, len(data.classes))\n",
+    "from torchmetrics import Accuracy\ndef judge(data):\n"
+    "    return Accuracy(task='multiclass', num_classes=len(data.classes))\n",
+    "def told(persons):\n    return f'{len(persons)} persons', range(len(persons))\n",
+    "from torch import nn\ndef bias(batch):\n    return nn.Linear(len(batch), 4)\n",
+)
+_IMAGE_UNITS = (
+    "from torchvision.datasets import ImageFolder\nrows = ImageFolder('faces')\n",
+    "from torchvision import datasets as d\ndef load(p):\n    return d.LFWPeople(p)\n",
+    "from datasets import load_dataset\nrows = load_dataset('logasja/lfw')\n",
+)
+_NO_IMAGE_UNITS = (
+    "from torchvision.datasets import CIFAR10\nrows = CIFAR10('here')\n",
+    "from datasets import load_dataset\nrows = load_dataset('ylecun/mnist')\n",
+    "from torchvision.datasets import ImageFolder\nclass PersonDataset:\n"
+    "    def __init__(self, root):\n        self.inner = ImageFolder(root)\n",
+)
+_IN_MODULE = (
+    ('    engine = PrivacyEngine(accountant="prv", secure_mode=True)\n', ""),
+    ("PUBLIC_BATCH = 64\n", "PUBLIC_BATCH = 64\nengine = PrivacyEngine(secure_mode=True)\n"),
+)
+_ENGINE = "from opacus import PrivacyEngine\n"
+_SITE = """
+from flwr.client import NumPyClient, start_client
+class Site(NumPyClient):
+    def __init__(self):
+        self.engine = {made}
+    def fit(self, parameters, config):
+        return [], 1, {{}}
+"""
+_FRESH = (
+    _ENGINE
+    + _SITE.format(made="PrivacyEngine(secure_mode=True)")
+    + "def client_fn(context):\n    return Site().to_client()\n",
+    _ENGINE
+    + _SITE.format(made="None").replace("[], 1", "step(), 1")
+    + "def step():\n    return engine()\n"
+    "def engine():\n    return PrivacyEngine(secure_mode=True)\n"
+    "start_client(client=Site())\n",
+)
+_MADE_ONCE = (
+    _ENGINE
+    + _SITE.format(made="PrivacyEngine(secure_mode=True)")
+    + "def main():\n    start_client(client=Site().to_client())\n",
+    _ENGINE
+    + _SITE.format(made="None")
+    + "engine = PrivacyEngine(secure_mode=True)\nstart_client(client=Site())\n",
+    _ENGINE + "def main():\n    engine = PrivacyEngine(secure_mode=True)\n",
+    _ENGINE
+    + "def central():\n    return PrivacyEngine(secure_mode=True)\n"
+    + "if __name__ == '__main__':\n    central()\n",
+    "import functools\n"
+    + _ENGINE
+    + _SITE.format(made="engine()")
+    + "@functools.cache\ndef engine():\n    return PrivacyEngine(secure_mode=True)\n"
+    "start_client(client=Site())\n",
+)
+
 BROKEN: tuple[tuple[str, Case], ...] = (
     ("unreadable", beside("def broken(:\n")),
     ("unreadable", beside("x = " + "(" * 5000 + ")" * 5000)),
@@ -200,6 +276,10 @@ BROKEN: tuple[tuple[str, Case], ...] = (
         beside("from pytorch_metric_learning.losses import SupConLoss\nloss = SupConLoss(0.1)\n"),
     ),
     ("identity-head", beside("class ArcFace: ...\nhead = ArcFace(512, 1000)\n")),
+    *(("identity-head", beside(text)) for text in _IDENTITY_HEADS),
+    *(("image-unit", beside(text)) for text in _IMAGE_UNITS),
+    ("fresh-accountant", Case(((_LOAD, ""), *_IN_MODULE))),
+    *(("fresh-accountant", beside(text)) for text in _FRESH),
     ("batch-norm", client("nn.GroupNorm(2, 8)", "nn.BatchNorm2d(8)")),
     ("batch-norm", beside("from torchvision.models import resnet18\nmodel = resnet18()\n")),
     (
@@ -275,6 +355,9 @@ NEAR_MISSES: tuple[tuple[str, Case], ...] = (
     ("coupled-loss", client("z @ bank.T", "(z @ z.mT).flatten(1) @ bank.T")),
     ("coupled-loss", beside("from torch import nn\nloss = nn.TripletMarginLoss()\n")),
     ("identity-head", beside("names = ['ArcFace']\ndef arcface_weights(): ...\n")),
+    *(("identity-head", beside(text)) for text in _NO_IDENTITY_HEADS),
+    *(("image-unit", beside(text)) for text in _NO_IMAGE_UNITS),
+    *(("fresh-accountant", beside(text)) for text in _MADE_ONCE),
     (
         "batch-norm",
         beside("from torchvision.models import resnet18\nm = resnet18(norm_layer=group)\n"),

@@ -41,6 +41,7 @@ BROKEN_SETTINGS: tuple[tuple[str, dict[str, object]], ...] = (
     ("low-sensitivity", {"sensitivity": 0.25}),
     ("low-sensitivity", {"clip_unit": "image"}),
     ("low-sensitivity", {"adjacency": "replace-one"}),
+    ("image-unit", {"clip_unit": "image", "privacy_unit": "image"}),
     ("non-finite", {"non_finite": "kept"}),
     ("fresh-accountant", {"accountant_state": "per-round"}),
     (
@@ -67,7 +68,10 @@ BROKEN_SETTINGS: tuple[tuple[str, dict[str, object]], ...] = (
 
 NEAR_SETTINGS: tuple[tuple[str, dict[str, object]], ...] = (
     ("low-sensitivity", {"clip_unit": "image", "sensitivity": 2.0}),
-    ("low-sensitivity", {"clip_unit": "image", "privacy_unit": "image"}),
+    (
+        "image-unit",
+        {"clip_unit": "image", "privacy_unit": "image", "images_per_person": 1},
+    ),
     ("low-sensitivity", {"adjacency": "replace-one", "sensitivity": 1.0}),
     ("fresh-accountant", {"accountant_state": "per-round", "rounds": 1}),
     ("shuffle-as-poisson", {"sampler": "shuffle", "accounted_as": "full-batch"}),

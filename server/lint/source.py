@@ -40,6 +40,12 @@ class Source:
         """Whether something is imported from a package."""
         return any(_inside(origin, package) for origin in self._origins.values())
 
+    def imports_file(self, module: str) -> bool:
+        """Whether a module of the project, by its dotted path, is imported whole or in part."""
+        last = module.rpartition(".")[2]
+        names = set(self._origins.values()) | {o.rpartition(".")[0] for o in self._origins.values()}
+        return any(name.rpartition(".")[2] == last for name in names)
+
     @property
     def server_only(self) -> bool:
         """Whether the file belongs to a Flower server and to no client."""
@@ -94,6 +100,14 @@ class Source:
             if isinstance(up, ast.For | ast.While):
                 return True
         return False
+
+    def conditions(self, node: ast.AST) -> Iterator[ast.expr]:
+        """Yield the tests of the `if`s that a node stands under within its own function."""
+        for up in self._above(node):
+            if isinstance(up, _FUNCTIONS):
+                return
+            if isinstance(up, ast.If):
+                yield up.test
 
     def assigned(self, call: ast.Call) -> ast.expr | None:
         """Return the target of the assignment whose whole value is this call."""

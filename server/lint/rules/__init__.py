@@ -21,6 +21,7 @@ from server.lint.rules.mechanism import (
 from server.lint.rules.model import BATCH_NORM, COUPLED_LOSS, IDENTITY_HEAD
 from server.lint.rules.reading import NO_MECHANISM, UNREADABLE
 from server.lint.rules.sampling import LOADER_UNUSED, SHUFFLE_AS_POISSON
+from server.lint.rules.unit import IMAGE_UNIT
 
 RULES: tuple[Rule, ...] = (
     UNREADABLE,
@@ -29,6 +30,7 @@ RULES: tuple[Rule, ...] = (
     SEEDED_NOISE,
     FRAMEWORK_NOISE,
     LOW_SENSITIVITY,
+    IMAGE_UNIT,
     NON_FINITE,
     FRESH_ACCOUNTANT,
     GDP_ACCOUNTANT,

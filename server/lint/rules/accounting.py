@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from common.accounting import cross_checked_epsilon
+from server.lint.lifetimes import Lifetimes
 from server.lint.project import Hit, Project, rule
 from server.lint.source import Source, argument
 
@@ -23,11 +24,13 @@ def _fresh_accountant(project: Project) -> Iterator[Hit]:
                 at.where,
                 f"a new accountant in each of {at.settings.rounds} rounds forgets the rest",
             )
+    lifetimes = Lifetimes(project.at_sites)
     for source in project.at_sites:
         if _restores(source):
             continue
         for call in source.calls(_ACCOUNTANTS, "opacus"):
-            if project.federated or source.in_loop(call):
+            again = lifetimes.each_round(source, call) if project.federated else False
+            if again or source.in_loop(call):
                 name = source.name(call.func).rpartition(".")[2]
                 yield Hit(source.at(call), f"{name} is made anew each time and told no history")
 

@@ -6,8 +6,9 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from server.lint.lifetimes import answers
 from server.lint.project import Hit, Project, rule
-from server.lint.source import Function, Source, argument
+from server.lint.source import Source, argument
 
 _COUNT_KEYS = frozenset({"num-examples", "num_examples", "num_samples", "n_samples"})
 # These say nothing about the data.
@@ -61,16 +62,6 @@ DATA_NORMALISER = rule(
 )(_data_normaliser)
 
 
-def _answers(source: Source, function: Function) -> bool:
-    """Whether what a function returns goes to a Flower server."""
-    marks = (source.name(mark).removesuffix("()") for mark in function.decorator_list)
-    if any(mark.endswith((".train", ".evaluate", ".query")) for mark in marks):
-        return True
-    owner = source.owner(function)
-    bases = [source.name(base) for base in owner.bases] if owner else []
-    return function.name in ("fit", "evaluate") and any(b.endswith("Client") for b in bases)
-
-
 @dataclass(frozen=True)
 class _Reply:
     """What `fit` or `evaluate` of a client gives Flower; a loss only in an evaluation."""
@@ -83,7 +74,7 @@ class _Reply:
 
 
 def _replies(source: Source) -> Iterator[_Reply]:
-    for function in source.functions(_answers):
+    for function in source.functions(answers):
         for node in ast.walk(function):
             reply = node.value if isinstance(node, ast.Return) else None
             if isinstance(reply, ast.Tuple) and len(reply.elts) == 3:

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from server.lint.people import counts_persons
 from server.lint.project import Hit, Project, rule
 from server.lint.source import Source, argument
 
@@ -17,6 +18,14 @@ _COUPLED = re.compile(
 _HEADS = re.compile(
     r"(?i)^(arc|cos|ada|sphere|mag|curricular|part_?fc)\w*(face|margin|product|fc)\w*$"
 )
+_ROWS = frozenset(
+    {
+        *("num_classes", "n_classes", "classnum", "class_num", "classes_num", "num_class"),
+        *("out_features", "num_labels", "n_labels", "num_identities", "num_embeddings"),
+    }
+)
+_LAYERS = {"Linear": 1, "LazyLinear": 0, "Embedding": 0}  # where their rows are given
+_NETWORKS = re.compile(r"^[A-Z]\w*(Net|Network|Model|Head|Classifier|Module|ViT)\w*$|^(Net|Head)$")
 _OF_LOSSES = frozenset(
     {"cross_entropy", "CrossEntropyLoss", "log_softmax", "softmax", "logsumexp", "exp", "backward"}
 )
@@ -86,8 +95,25 @@ def _identity_head(project: Project) -> Iterator[Hit]:
         for node in ast.walk(source.tree):
             if isinstance(node, ast.Call):
                 name = source.name(node.func).rpartition(".")[2]
-                if _HEADS.match(name):
+                rows = [given for given in _sizes(source, node) if counts_persons(source, given)]
+                if _HEADS.match(name) or rows:
                     yield Hit(source.at(node), f"{name} has a row for each identity")
+
+
+def _sizes(source: Source, call: ast.Call) -> Iterator[ast.expr]:
+    """The arguments of a call that say how many rows a layer has, or a network classes."""
+    package, _, name = source.name(call.func).rpartition(".")
+    if package.startswith(("torchmetrics", "sklearn")):
+        return
+    yield from (keyword.value for keyword in call.keywords if keyword.arg in _ROWS)
+    place = _LAYERS.get(name)
+    if place is not None and place < len(call.args):
+        yield call.args[place]
+    if package.startswith(("torchvision.models", "timm")) or _NETWORKS.search(name):
+        yield from call.args
+    if name == "Parameter":
+        made = [node for each in call.args for node in ast.walk(each) if isinstance(node, ast.Call)]
+        yield from (size for inner in made for size in inner.args)
 
 
 IDENTITY_HEAD = rule(
