@@ -126,7 +126,7 @@ def _train(message: Message, opened: OpenSite) -> RecordDict:
         return Prepared(part.contract, model(), part.inputs, opened.persons(part))
 
     update = opened.site.train(
-        prepared, part.contract, int(str(asked["round"])), torch.from_numpy(vector)
+        prepared, part.contract, int(str(asked["round"])), torch.from_numpy(vector), part.id
     )
     arrays = update.arrays(layout_of(model()))
     return RecordDict(
@@ -143,7 +143,7 @@ def _mask(message: Message, opened: OpenSite) -> RecordDict:
     def prepared() -> Prepared:
         return Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part))
 
-    update = _masking(opened).mask(prepared, part.contract, vector, _question(message))
+    update = _masking(opened).mask(prepared, part.contract, vector, part.id, _question(message))
     return _masked(message, update)
 
 

@@ -99,11 +99,13 @@ class MaskedSite:
         prepare: Callable[[], Prepared],
         contract: Contract,
         vector: NDArray[np.float32],
+        public_id: str,
         question: Question,
     ) -> bytes:
         """Return this site's one masked update of a round; a retry gives the same bytes.
 
-        `vector` float32 [d] are the parameters that the update starts from. Whatever is not as
+        `vector` float32 [d] are the parameters that the update starts from, `public_id` as in
+        `Site.train`. Whatever is not as
         agreed is Refused before the budget is touched, and nothing private is read before it is.
         """
         masking, request = _masking(contract), question.request
@@ -125,7 +127,7 @@ class MaskedSite:
             noised = encoding.add_noise(encoding.encode(value), noise)
             return own.mask(request, noised, derive_key(key, "masks")).to_bytes()
 
-        bound = f"{model_id} {participants.digest(request).hex()}"
+        bound = f"{model_id} {public_id} {participants.digest(request).hex()}"
         return self._site.release(contract, request.round, bound, compute)
 
     def confirm(self, contract: Contract, question: Question, asked: bytes) -> bytes:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar
 
 from common.errors import InputError
 from common.storage import write_private
-
-_FILE: Final = "node.json"
 
 
 @dataclass(frozen=True)
 class NodeState:
     """A node's id at the server, and when the server last answered."""
+
+    FILE: ClassVar = "node.json"
 
     node_id: int
     contact: str
@@ -23,7 +23,7 @@ class NodeState:
     @classmethod
     def read(cls, state: Path) -> NodeState | None:
         """Return what was left, or None where no server ever answered."""
-        path = state / _FILE
+        path = state / cls.FILE
         if not path.exists():
             return None
         try:
@@ -35,4 +35,4 @@ class NodeState:
     def keep(self, state: Path) -> None:
         """Write it."""
         body = json.dumps({"node_id": self.node_id, "contact": self.contact})
-        write_private(state / _FILE, body.encode())
+        write_private(state / self.FILE, body.encode())

@@ -8,12 +8,13 @@ server can make as many runs as it likes, and it sends a part again when that is
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +43,16 @@ class PublicPart:
     contract: Contract
     state: Mapping[str, Tensor]
     inputs: Tensor
+
+    @cached_property
+    def id(self) -> str:
+        """The SHA-256 of state and bank, 64 hex digits: the contract's digest covers neither."""
+        value = hashlib.sha256()
+        for name, tensor in (*sorted(self.state.items()), ("", self.inputs)):
+            array = tensor.detach().contiguous().numpy()
+            value.update(f"{name}\0{array.dtype.str}{array.shape}\0".encode())
+            value.update(array.reshape(-1).data)
+        return value.hexdigest()
 
 
 def store_public(directory: Path, part: PublicPart) -> str:

@@ -2,8 +2,9 @@
 
 The order is the guarantee: reserve in the ledger (durable), then compute, then store the release,
 then commit, then answer. A retry of the same request after a crash gives the same bytes: before
-the release is stored the round's key is in `round-N.key`, from then on it is in `release-N.f32`,
-or `release-N.masked` with secure aggregation.
+the release is stored the round's key is on the disk, from then on the release is (`client.outbox`).
+Noise, sample and masks come from that key and from what they are for: a state that was put back and
+is asked again with other data gives an independent release, never the same noise twice.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.gradients import choose_engine
+from client.outbox import Outbox
 from client.trainer import RoundKeys, train_round
 from common.config import digest
 from common.contract import Contract
@@ -27,8 +29,8 @@ from common.ledger import Ledger, Reservation
 from common.parameters import layout_of
 from common.persons import Persons
 from common.plan import PrivacyPlan
-from common.randomness import KEY_BYTES, fresh_key
-from common.storage import write_private
+from common.randomness import derive_key, fresh_key
+from common.storage import make_private_directory
 from common.update import Update, model_id_of
 
 
@@ -80,16 +82,22 @@ class Site:
 
     @staticmethod
     def open(directory: Path, plan: PrivacyPlan, round_key: RoundKey | None = None) -> Site:
-        """Return the site, with its ledger created if there is none yet."""
-        plan.settle_ledger(directory)
+        """Return the site, with its ledger created if it never had one."""
+        Outbox(make_private_directory(directory)).settle(plan)
         return Site(directory, plan, round_key or SecretRoundKey())
 
     def train(
-        self, prepare: Callable[[], Prepared], contract: Contract, round_: int, parameters: Tensor
+        self,
+        prepare: Callable[[], Prepared],
+        contract: Contract,
+        round_: int,
+        parameters: Tensor,
+        public_id: str,
     ) -> Update:
         """Return the update of one round; refused, it raises before any gradient is computed.
 
         `prepare` is called only after the budget is reserved, so a refused round reads no image.
+        `public_id` is the digest of the model's state and the public bank that it will give.
         """
         if contract.masking is not None:
             raise Refused("the run was agreed with secure aggregation: no bare update leaves")
@@ -100,7 +108,7 @@ class Site:
             keys = RoundKeys.derive(key, private=self.round_key.private)
             return self._compute(prepare(), contract, vector, keys).tobytes()
 
-        released = self.release(contract, round_, model_id, compute)
+        released = self.release(contract, round_, f"{model_id} {public_id}", compute)
         return Update(contract.run_id, model_id, round_, np.frombuffer(released, dtype=np.float32))
 
     def release(
@@ -108,30 +116,33 @@ class Site:
     ) -> bytes:
         """Return what one round releases, from a key that is drawn for it once.
 
-        `question` is all else that the answer depends on; another question for the same round is
-        refused. `compute` is called after the budget is reserved, and again only after a crash,
-        with the same key.
+        `question` is all that the server chose of what the answer depends on (parameters, state,
+        bank, other sites); another question for the same round is refused. `compute` is called
+        after the budget is reserved, and again only after a crash, with the same key.
         """
         if not 1 <= round_ <= contract.rounds:
             raise Refused(f"round {round_} is not one of the {contract.rounds} agreed rounds")
         request = hashlib.sha256(f"{digest(contract)} {round_} {question}".encode()).hexdigest()
+        outbox = Outbox(self.directory)
         with Ledger.open(self.directory) as ledger:
+            outbox.check(ledger)
             reservation = self.plan.reserve(
                 ledger, contract, round_, request, secret=self.round_key.private
             )
-            released = self._outbox(reservation)
+            released = outbox.release(reservation)
             if released is None:
                 if ledger.committed(reservation) is not None:
                     raise Refused(f"round {round_} was released before and is no longer stored")
-                released = compute(self._key(contract, reservation))
-                write_private(self._outbox_path(reservation), released)
+                key = self._key(outbox, contract, reservation)
+                released = compute(derive_key(key, "request", request))
+                outbox.keep_release(reservation, released)
             release = hashlib.sha256(released).hexdigest()
             committed = ledger.committed(reservation)
             if committed is None:
                 ledger.commit(reservation, release)
             elif committed != release:
                 raise Refused(f"the stored release of round {round_} was changed")
-            self._forget(reservation)
+            outbox.forget(reservation)
         return released
 
     @staticmethod
@@ -150,33 +161,10 @@ class Site:
             choose_engine(ready.model, contract.train_set),
         )
 
-    def _outbox_path(self, reservation: Reservation) -> Path:
-        kind = "f32" if reservation.mechanism == "gaussian" else "masked"
-        return self.directory / f"release-{reservation.seq}.{kind}"
-
-    def _outbox(self, reservation: Reservation) -> bytes | None:
-        """The stored release of a reservation, if it got that far; it may be sent again."""
-        path = self._outbox_path(reservation)
-        return path.read_bytes() if path.exists() else None
-
-    def _key(self, contract: Contract, reservation: Reservation) -> bytes:
+    def _key(self, outbox: Outbox, contract: Contract, reservation: Reservation) -> bytes:
         """The reservation's key; after a crash the stored one, so a retry repeats its noise."""
-        path = self.directory / f"round-{reservation.seq}.key"
-        if path.exists():
-            key = path.read_bytes()
-            if len(key) != KEY_BYTES:
-                raise Refused(
-                    f"{path} is damaged", hint="the round stays spent and is not released"
-                )
-            return key
-        key = self.round_key(contract, reservation.round)
-        write_private(path, key)
+        key = outbox.key(reservation)
+        if key is None:
+            key = self.round_key(contract, reservation.round)
+            outbox.keep_key(reservation, key)
         return key
-
-    def _forget(self, reservation: Reservation) -> None:
-        """Destroy all keys, since the last release is stored, and all releases but that one."""
-        for path in self.directory.glob("round-*.key"):
-            path.unlink()
-        for path in self.directory.glob("release-*"):
-            if path != self._outbox_path(reservation):
-                path.unlink()

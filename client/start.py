@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 from client.consent import SitePolicy
 from client.folder_config import FolderConfig
+from client.outbox import Outbox
 from common.bundle import CONTRACT, ROSTER_KEY, Bundle
 from common.bundle_options import OpenedBundle
 from common.errors import InputError, Refused
@@ -102,7 +103,7 @@ def up(opened: OpenedBundle, options: SiteOptions) -> NoReturn:
     folder = options.folder
     with only_one(folder.state) as lock:
         admitted(opened.bundle, folder.state)
-        SitePolicy.read(policy_path(folder.state)).plan.settle_ledger(folder.state)
+        Outbox(folder.state).settle(SitePolicy.read(policy_path(folder.state)).plan)
         become_supervisor(Supervision((_node(opened, options),), lock, "", options.verbose))
 
 

@@ -69,7 +69,8 @@ def train_round(
     privacy = contract.privacy
     loss = create_loss(contract.loss)
     noise = KeyStream(keys.noise, private=keys.private)
-    coins = KeyStream(keys.sampling, private=keys.private)
+    # Of the data too: coins that came back with a put-back state would not be secret any more.
+    coins = KeyStream(derive_key(keys.sampling, persons.digest), private=keys.private)
     images = keys.image_choice()
     optimizer = PersonOptimizer(
         model,

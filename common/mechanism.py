@@ -11,6 +11,7 @@ but `add_noise` turns a `ClippedSum` into something that may leave a site.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -89,7 +90,9 @@ def clip_by_person(gradients: Iterable[Tensor], dimension: int, max_grad_norm: f
 def add_noise(clipped: ClippedSum, noise_multiplier: float, stream: KeyStream) -> NoisedSum:
     """Add N(0, (noise_multiplier * l2_sensitivity)^2) to each coordinate, once.
 
-    The result is rounded to a public grid of 2^-12 standard deviations, which is post-processing.
+    The noise is drawn from `stream` bound to the sum and its scale: the same key never noises two
+    different sums alike, or their difference would be bare. The result is rounded to a public grid
+    of 2^-12 standard deviations, which is post-processing.
     `noise_multiplier` 0 adds nothing and marks the result as not private. Raises InputError on a
     negative or non-finite multiplier and on a sum with non-finite values.
     """
@@ -99,8 +102,16 @@ def add_noise(clipped: ClippedSum, noise_multiplier: float, stream: KeyStream) -
         raise InputError("a clipped sum holds a NaN or an infinity: clip by person first")
     value, scale = clipped.value, noise_multiplier * clipped.l2_sensitivity
     if scale > 0.0:
-        noise = torch.from_numpy(stream.standard_normal(value.numel()))
+        own = stream.bound_to(_digest(value, scale))
+        noise = torch.from_numpy(own.standard_normal(value.numel()))
         grid = scale * _GRID
         value = ((value + noise.mul_(scale)) / grid).round_() * grid
     private = stream.private and scale > 0.0
     return NoisedSum(value, noise_multiplier, clipped.l2_sensitivity, private)
+
+
+def _digest(value: Tensor, scale: float) -> bytes:
+    """What is about to be noised, as SHA-256 sees it."""
+    digest = hashlib.sha256(f"{value.numel()} {scale.hex()} ".encode())
+    digest.update(value.contiguous().numpy().astype("<f8", copy=False).data)
+    return digest.digest()

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -46,6 +47,14 @@ class Persons:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of who is here with which rows, 64 hex digits: it never leaves the site."""
+        value = hashlib.sha256(f"{self.offsets} {self.inputs.shape} {self.inputs.dtype}".encode())
+        for tensor in (self.codes, self.inputs):
+            value.update(tensor.detach().contiguous().numpy().reshape(-1).data)
+        return value.hexdigest()
 
     @staticmethod
     def group(

@@ -57,15 +57,27 @@ class KeyStream:
     """An endless stream of random numbers under one 256-bit key.
 
     Guarantee: with a secret uniform key, its output is as hard to tell from random as AES-256.
-    Two streams of the same key give the same numbers, so a key is used for one purpose only.
-    `private` is False when the key came from a seed.
+    Two streams of the same key give the same numbers, so a key is used for one purpose only, and
+    noise comes from `bound_to` what it is added to. `private` is False when the key came from a
+    seed.
     """
 
     def __init__(self, key: bytes, *, private: bool) -> None:
         if len(key) != KEY_BYTES:
             raise InputError(f"a stream's key has {KEY_BYTES} bytes, not {len(key)}")
         self.private = private
+        self._key, self._bound = key, 0
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def bound_to(self, digest: bytes) -> KeyStream:
+        """Return a new stream, from this key, `digest`, and how often one was made before.
+
+        A key that comes back with a backup of the disk then gives independent numbers for whatever
+        is not the same to the last bit, and a retry after a crash gives the same ones.
+        """
+        self._bound += 1
+        key = derive_key(self._key, "bound", str(self._bound), digest.hex())
+        return KeyStream(key, private=self.private)
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """Return `count` uniform 64-bit words, shape [count]."""

@@ -97,7 +97,7 @@ def test_whatever_goes_wrong_at_a_site_its_answer_is_noise_and_its_log_says_why(
     vector = torch.from_numpy(federation.initial)
     update = opened.site.train(
         lambda: Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part)),
-        part.contract, 1, vector,
+        part.contract, 1, vector, part.id,
     )  # fmt: skip
     noise = part.contract.privacy.noise_multiplier * part.contract.privacy.max_grad_norm
     scale = noise / part.contract.privacy.public_denominator

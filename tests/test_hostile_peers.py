@@ -223,7 +223,7 @@ def test_a_crafted_public_bank_does_not_tell_a_site_with_one_person_from_an_empt
         ready = Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part))
         try:
             vector = torch.from_numpy(federation.initial)
-            opened.site.train(lambda: ready, part.contract, 1, vector)
+            opened.site.train(lambda: ready, part.contract, 1, vector, part.id)
         except (RuntimeError, IndexError, ValueError) as error:
             return type(error).__name__
         return "an update"
@@ -282,7 +282,7 @@ def test_a_site_whose_images_cannot_be_used_trains_on_nobody_and_does_not_say_so
     vector = torch.from_numpy(federation.initial)
     update = opened.site.train(
         lambda: Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part)),
-        part.contract, 1, vector,
+        part.contract, 1, vector, part.id,
     )  # fmt: skip
     noise = part.contract.privacy.noise_multiplier * part.contract.privacy.max_grad_norm
     scale = noise / part.contract.privacy.public_denominator

@@ -54,6 +54,7 @@ CONTRACT = Contract(
     ),
 )
 PLAN = PrivacyPlan(epsilon=2.0, delta=1e-4)
+BANK = "b" * 64
 
 
 def prepared(persons: int = 5, poison: float | None = None) -> Prepared:
@@ -71,7 +72,7 @@ def start() -> Tensor:
 
 
 def train(site: Site, round_: int, ready: Prepared | None = None) -> NDArray[np.float32]:
-    return site.train(lambda: ready or prepared(), CONTRACT, round_, start()).delta
+    return site.train(lambda: ready or prepared(), CONTRACT, round_, start(), BANK).delta
 
 
 def test_a_retry_gives_the_same_bytes_and_spends_nothing(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_the_same_round_for_other_parameters_is_refused(tmp_path: Path) -> None:
     site = Site.open(tmp_path, PLAN)
     train(site, 1)
     with pytest.raises(Refused):
-        site.train(prepared, CONTRACT, 1, start() + 1.0)
+        site.train(prepared, CONTRACT, 1, start() + 1.0, BANK)
     assert len(verify(tmp_path).reservations) == 1
 
 
@@ -149,7 +150,7 @@ def test_a_spent_budget_is_refused_before_any_image_is_read(tmp_path: Path) -> N
     released = 0
     with pytest.raises(BudgetExceeded, match=r"1\.0000 allowed"):
         for round_ in range(1, 5):
-            site.train(reading, CONTRACT, round_, start())
+            site.train(reading, CONTRACT, round_, start(), BANK)
             released += 1
     assert len(read) == released < 4
     assert len(verify(tmp_path).reservations) == released
@@ -185,11 +186,11 @@ def test_a_broken_image_does_not_break_the_release(tmp_path: Path, poison: float
 def test_one_person_and_parameters_of_another_model(tmp_path: Path) -> None:
     assert np.isfinite(train(Site.open(tmp_path / "one", PLAN), 1, prepared(persons=1))).all()
     with pytest.raises(Refused, match="fit"):
-        Site.open(tmp_path / "two", PLAN).train(prepared, CONTRACT, 1, torch.zeros(3))
+        Site.open(tmp_path / "two", PLAN).train(prepared, CONTRACT, 1, torch.zeros(3), BANK)
 
 
 def test_a_full_disk_releases_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import client.site as module
+    import client.outbox as module
 
     def full(path: Path, data: bytes) -> None:
         raise StorageError(f"cannot write {path}: no space left on device")

@@ -13,6 +13,7 @@ which is for coarse scales, would not pay. All 32 bits of a coordinate travel.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -110,10 +111,17 @@ class FixedPoint:
         return EncodedSum(scaled.astype(np.int64), self.l2_sensitivity)
 
     def add_noise(self, encoded: EncodedSum, stream: KeyStream) -> NoisedShare:
-        """Add N_Z(0, sigma^2) to each coordinate, once, and reduce modulo 2^32; no noise if 0."""
+        """Add N_Z(0, sigma^2) to each coordinate, once, and reduce modulo 2^32; no noise if 0.
+
+        The noise is drawn from `stream` bound to these integers and their encoding, as in
+        `common.mechanism.add_noise`.
+        """
         value = encoded.value
         if self.sigma > 0.0:
-            value = value + discrete_gaussian(stream, self.sigma, self.dimension)
+            digest = hashlib.sha256(f"{self} ".encode())
+            digest.update(np.ascontiguousarray(value, dtype="<i8").data)
+            own = stream.bound_to(digest.digest())
+            value = value + discrete_gaussian(own, self.sigma, self.dimension)
         private = stream.private and self.sigma > 0.0
         return NoisedShare(value.astype(np.uint32), self.sigma, encoded.l2_sensitivity, private)
 

@@ -23,14 +23,14 @@ from common.storage import make_private_directory, write_private
 class Promise:
     """What was released for which round and sites, which survivors were signed last, and the end.
 
-    Digests are in hex, sites as "a b c".
+    Digests are in hex, sites as "a b c"; `unmasked` is that of the sealed shares that were opened.
     """
 
     round_digest: str
     update_digest: str
     sites: str
     signed: str | None = None
-    unmasked: bool = False
+    unmasked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,18 @@ class Promises:
                 raise Refused(f"round {round_}: a site that was missing is said to survive")
             self._write(round_, new)
 
-    def unmask(self, round_: int, round_digest: bytes, survivors: tuple[str, ...]) -> None:
-        """Promise that this round is unmasked for these survivors and no others."""
+    def unmask(
+        self, round_: int, round_digest: bytes, survivors: tuple[str, ...], sealed: bytes
+    ) -> None:
+        """Promise to open these sealed shares of these survivors, and no others, in this round."""
+        opened = hashlib.sha256(sealed).hexdigest()
         with self._locked():
             kept = self._kept(round_, round_digest)
             if (kept.signed or kept.sites) != " ".join(survivors):
                 raise Refused(f"round {round_} is not unmasked for survivors never confirmed here")
-            self._write(round_, replace(kept, unmasked=True))
+            if kept.unmasked not in (None, opened):
+                raise Refused(f"round {round_}: other shares were opened before")
+            self._write(round_, replace(kept, unmasked=opened))
 
     def _kept(self, round_: int, round_digest: bytes) -> Promise:
         kept = self._read(round_)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import numpy as np
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -55,7 +57,9 @@ class MaskingSite:
     def mask(self, request: RoundRequest, noised: NoisedShare, round_key: bytes) -> MaskedUpdate:
         """Return the masked vector of a round; the same three arguments give the same bytes.
 
-        `round_key` is 32 secret bytes, new for each round; the masks use keys derived from it.
+        `round_key` is 32 secret bytes, new for each round. The own mask and its shares use keys
+        derived from it and from `noised`: a round key that came back with a backup masks another
+        vector afresh, and only the masks that have to cancel return (docs/secagg.md).
         Raises Refused for a round on other terms than agreed, without this site, or masked before
         for another request or from other arguments: the difference of two vectors under one mask
         would show.
@@ -65,7 +69,9 @@ class MaskingSite:
             raise Refused(
                 f"the update has {noised.value.size} coordinates, not {request.dimension}"
             )
-        seed = derive_key(round_key, "own mask", digest.hex())
+        plain = np.ascontiguousarray(noised.value, dtype="<u4")
+        bound = (digest.hex(), hashlib.sha256(plain.data).hexdigest())
+        seed = derive_key(round_key, "own mask", *bound)
         masked = noised.value.copy()
         add_mask(masked, seed, negative=False)
         pairs = []
@@ -73,7 +79,7 @@ class MaskingSite:
             pair_seed = self._pairs.mask_seed(other, digest)
             add_mask(masked, pair_seed, negative=self._site > other)
             pairs.append(commitment("pair", digest, pair_seed))
-        polynomial = KeyStream(derive_key(round_key, "shares", digest.hex()), private=True)
+        polynomial = KeyStream(derive_key(round_key, "shares", *bound), private=True)
         shares = split(seed, request.minimum, len(request.sites), polynomial)
         sealed, commitments = [], []
         for holder, share in zip(request.sites, shares, strict=True):
@@ -110,15 +116,16 @@ class MaskingSite:
     def unmask(self, request: RoundRequest, unmask: UnmaskRequest) -> UnmaskShares:
         """Return this site's shares of the survivors' seeds, for one set of survivors a round.
 
-        Raises Refused as `confirm`, and unless all sites survive or the minimum of them signed
-        these survivors, this site among them.
+        Raises Refused as `confirm`, unless all sites survive or the minimum of them signed these
+        survivors, this site among them, and for other sealed shares than those opened before: a
+        dealer whose state was put back may have dealt twice.
         """
         digest = self._check(request)
         self._check_survivors(request, digest, unmask.round_digest, unmask.survivors)
         if unmask.survivors != request.sites:
             self._check_signers(request, unmask)
         sealed = cut(unmask.sealed, SEALED_BYTES, len(unmask.survivors), "sealed shares")
-        self._promises.unmask(request.round, digest, unmask.survivors)
+        self._promises.unmask(request.round, digest, unmask.survivors, unmask.sealed)
         shares, unopened = [], []
         for dealer, box in zip(unmask.survivors, sealed, strict=True):
             try:

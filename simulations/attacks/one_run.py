@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.preparation import PublicPart
 from common.accounting import cross_checked_epsilon
 from common.errors import InputError
 from common.ledger import Ledger
@@ -70,13 +71,15 @@ def _run(
     key, contract = draws.round_key(_SITE), pipeline.contract
     site = pipeline.site(directory, key)
     ready = pipeline.prepared(together(pipeline.crowd, chosen(canaries, np.flatnonzero(coins))))
+    public_id = PublicPart(contract, {}, pipeline.public).id
     state = OptimizerState.start(pipeline.initial)
     scores = np.zeros(len(canaries))
     for round_ in range(1, contract.rounds + 1):
         parameters = state.global_parameters()
         own = pipeline.contributions(parameters, canaries)  # [m, d]
         crowd = torch.linalg.qr(pipeline.contributions(parameters, pipeline.crowd).T).Q  # [d, P]
-        sent = site.train(lambda: ready, contract, round_, torch.from_numpy(parameters.copy()))
+        start = torch.from_numpy(parameters.copy())
+        sent = site.train(lambda: ready, contract, round_, start, public_id)
         seen = pipeline.noised_sum(sent.delta) - own.sum(dim=0) / 2
         # Whatever a broken build makes of the crowd lies in the span of its gradients.
         own, seen = own - own @ crowd @ crowd.T, seen - crowd @ (crowd.T @ seen)
