@@ -27,7 +27,7 @@ class SitePolicy:
 
     Attributes:
         backbones: models that this site trains.
-        epsilon, delta: budget over all runs together, for the life of the site's ledger.
+        epsilon, delta: budget of the data over all runs of all federations together, for life.
         epsilon_per_run: what one run may spend of it, at the same delta.
         rounds_per_run: how many rounds a run may have.
         trust: `local`, `secagg` or both: who adds the noise (docs/secagg.md).
@@ -35,6 +35,8 @@ class SitePolicy:
             of colluding sites that a run must bear; both 0 without.
         code: hashes of the app bundles that this site takes part in; `veilface site policy` prints
             the one of the installed code.
+        spent_elsewhere: what the same data spend on other machines, at the same delta, which is
+            taken off the budget; not stated, the machine has to keep an odometer of the data.
     """
 
     backbones: tuple[str, ...]
@@ -46,6 +48,7 @@ class SitePolicy:
     survivors: int
     colluders: int
     code: tuple[str, ...]
+    spent_elsewhere: float | None = None
 
     def __post_init__(self) -> None:
         for name in self.backbones:
@@ -55,6 +58,9 @@ class SitePolicy:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"policy: {name} must be positive and finite, not {value}")
+        elsewhere = self.spent_elsewhere
+        if elsewhere is not None and not (math.isfinite(elsewhere) and elsewhere >= 0):
+            raise InputError(f"policy: spent_elsewhere must not be negative: {elsewhere}")
         if not 0.0 < self.delta < 1.0:
             raise InputError(f"policy: delta must lie strictly between 0 and 1, not {self.delta}")
         if self.rounds_per_run < 1:
@@ -98,6 +104,8 @@ class SitePolicy:
         """Return the policy as a TOML file that `read` takes."""
         lines = ["# What this site agrees to; the server cannot widen it."]
         for name, value in dataclasses.asdict(self).items():
+            if value is None:
+                continue
             if isinstance(value, tuple):
                 value = "[" + ", ".join(f'"{entry}"' for entry in value) + "]"
             lines.append(f"{name} = {value}")
@@ -106,7 +114,12 @@ class SitePolicy:
     @property
     def plan(self) -> PrivacyPlan:
         """The budget, as the ledger enforces it at each reservation."""
-        return PrivacyPlan(self.epsilon, self.delta, epsilon_per_run=self.epsilon_per_run)
+        return PrivacyPlan(
+            self.epsilon,
+            self.delta,
+            epsilon_per_run=self.epsilon_per_run,
+            elsewhere=self.spent_elsewhere or 0.0,
+        )
 
     def check_code(self, app: str) -> None:
         """Raise Refused unless a run's bundle has an agreed hash."""

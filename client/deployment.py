@@ -19,7 +19,7 @@ from client.folder_config import FolderConfig
 from common.errors import InputError
 
 _KNOWN: Final = {
-    "data-dir", "state-dir", "policy", "weights", "aligned", "cache-dir",
+    "data-dir", "state-dir", "policy", "weights", "aligned", "cache-dir", "odometer-dir",
     "partition-id", "num-partitions",
 }  # fmt: skip
 
@@ -45,6 +45,7 @@ def open_folder_site(context: Context) -> OpenSite:
         aligned=bool(settings.get("aligned", False)),
         weights=path("weights"),
         cache=path("cache-dir"),
+        odometer=path("odometer-dir"),
     )
     return open_folder(config, SitePolicy.read(required("policy")))
 

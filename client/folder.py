@@ -14,6 +14,7 @@ from client.app import OpenSite
 from client.consent import SitePolicy
 from client.folder_config import FolderConfig
 from client.masked_site import Identity, MaskedSite
+from client.odometer import kept_or_stated
 from client.preparation import PublicPart
 from client.site import Site
 from common.backbones.adapter import PublicStatistics
@@ -42,7 +43,8 @@ def open_folder(
     """
     folder = _Folder(config)
     state = make_private_directory(config.state)
-    site = Site.open(state, policy.plan)
+    odometer = kept_or_stated(config.odometer, config.data, policy.spent_elsewhere)
+    site = Site.open(state, policy.plan, odometer=odometer)
     return OpenSite(
         site=site,
         public_directory=state / "public",

@@ -16,6 +16,7 @@ class FolderConfig:
         aligned: the images are aligned chips already.
         weights: of a backbone that is not pretrained.
         cache: folder of the sealed chip cache; None is the user's own.
+        odometer: where this machine keeps what its data have spent; None is the user's own.
     """
 
     data: Path
@@ -23,3 +24,4 @@ class FolderConfig:
     aligned: bool = False
     weights: Path | None = None
     cache: Path | None = None
+    odometer: Path | None = None

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.gradients import choose_engine
+from client.odometer import NOT_COUNTED, Odometer
 from client.outbox import Outbox
 from client.trainer import RoundKeys, train_round
 from common.config import digest
@@ -73,18 +74,25 @@ class Site:
     """One site's state directory (0700) and what it allows.
 
     `round_key` is replaced by simulations only, which then also set the plan's
-    `allow_not_private`.
+    `allow_not_private`. `odometer` counts what other sites spent of the same data.
     """
 
     directory: Path
     plan: PrivacyPlan
     round_key: RoundKey
+    odometer: Odometer = NOT_COUNTED
 
     @staticmethod
-    def open(directory: Path, plan: PrivacyPlan, round_key: RoundKey | None = None) -> Site:
+    def open(
+        directory: Path,
+        plan: PrivacyPlan,
+        round_key: RoundKey | None = None,
+        *,
+        odometer: Odometer = NOT_COUNTED,
+    ) -> Site:
         """Return the site, with its ledger created if it never had one."""
         Outbox(make_private_directory(directory)).settle(plan)
-        return Site(directory, plan, round_key or SecretRoundKey())
+        return Site(directory, plan, round_key or SecretRoundKey(), odometer)
 
     def train(
         self,
@@ -126,9 +134,13 @@ class Site:
         outbox = Outbox(self.directory)
         with Ledger.open(self.directory) as ledger:
             outbox.check(ledger)
-            reservation = self.plan.reserve(
-                ledger, contract, round_, request, secret=self.round_key.private
-            )
+            with self.odometer.locked():
+                others = self.odometer.of_others(ledger)
+                reservation = self.plan.reserve(
+                    ledger, contract, round_, request,
+                    secret=self.round_key.private, others=others,
+                )  # fmt: skip
+                self.odometer.add(ledger, reservation)
             released = outbox.release(reservation)
             if released is None:
                 if ledger.committed(reservation) is not None:

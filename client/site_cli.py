@@ -11,6 +11,7 @@ from client.consent import SitePolicy
 from client.folder_config import FolderConfig
 from client.ledger_cli import epsilon_in_words
 from client.node_state import NodeState
+from client.odometer import VARIABLE, default_odometers, elsewhere_of
 from client.start import SiteOptions, default_state, policy_path, settle_policy, terms_of, up
 from common.bundle import Bundle
 from common.bundle_options import OpenedBundle, bundle_options, must_be_of
@@ -46,6 +47,8 @@ def policy_command(bundle: Path) -> None:
 @click.option("--weights", type=click.Path(exists=True, path_type=Path, resolve_path=True))
 @click.option("--aligned", is_flag=True, help="The images are aligned chips already.")
 @click.option("--cache", type=_FOLDER, help="Of sealed chips [default: the user's cache folder].")
+@click.option("--odometer", type=_FOLDER, envvar=VARIABLE, help="Of all federations with these "
+    "faces: what they have spent together [default: the user's data folder].")  # fmt: skip
 @click.pass_context
 def up_command(
     context: click.Context,
@@ -58,6 +61,7 @@ def up_command(
     weights: Path | None,
     aligned: bool,
     cache: Path | None,
+    odometer: Path | None,
 ) -> None:
     """Run this site until it is stopped."""
     if policy is not None and accept_terms:
@@ -69,7 +73,8 @@ def up_command(
     if server is not None:
         host_and_port(server)
     must_be_of(opened.bundle, server=False)
-    folder = FolderConfig(data, state or default_state(opened.bundle), aligned, weights, cache)
+    where = state or default_state(opened.bundle)
+    folder = FolderConfig(data, where, aligned, weights, cache, odometer)
     settle_policy(opened.bundle, folder.state, policy, accept=accept_terms)
     verbose = bool(context.find_root().params.get("verbose"))
     up(opened, SiteOptions(folder, server, verbose))
@@ -78,8 +83,11 @@ def up_command(
 @site.command("status")
 @click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="Of this site.")
 @click.option("--state", type=_FOLDER, help="Where it keeps its state, if that was given to up.")
+@click.option("--odometer", type=_FOLDER, envvar=VARIABLE, help="If that was given to up.")
 @click.option("--json", "as_json", is_flag=True)
-def status_command(bundle: Path | None, state: Path | None, as_json: bool) -> None:
+def status_command(
+    bundle: Path | None, state: Path | None, odometer: Path | None, as_json: bool
+) -> None:
     """Show whether the site runs, what it agreed to, and what its ledger says is spent."""
     if state is None and bundle is None:
         raise InputError("which site?", hint="give --bundle, or --state")
@@ -89,6 +97,10 @@ def status_command(bundle: Path | None, state: Path | None, as_json: bool) -> No
     policy, node, report = SitePolicy.read(policy_path(where)), NodeState.read(where), verify(where)
     # The lines of a damaged ledger that can be read are less than what was spent.
     epsilon = spent(report.reservations, policy.delta) if report.ok else None
+    others = elsewhere_of(odometer or default_odometers(), where) if report.ok else ()
+    total = None if epsilon is None else policy.spent_elsewhere or 0.0
+    if total is not None:
+        total += spent((*others, *report.reservations), policy.delta)
     runs = {r.run_id: sum(o.run_id == r.run_id for o in report.reservations)
             for r in report.reservations}  # fmt: skip
     status = {
@@ -97,7 +109,8 @@ def status_command(bundle: Path | None, state: Path | None, as_json: bool) -> No
         "contact": node.contact if node else None,
         "ledger_ok": report.ok,
         "epsilon_spent": epsilon,
-        "epsilon_left": None if epsilon is None else max(0.0, policy.epsilon - epsilon),
+        "epsilon_of_all_federations": total,
+        "epsilon_left": None if total is None else max(0.0, policy.epsilon - total),
         "epsilon": policy.epsilon,
         "delta": policy.delta,
         "rounds_by_run": runs,
@@ -113,5 +126,7 @@ def status_command(bundle: Path | None, state: Path | None, as_json: bool) -> No
         f"of {policy.epsilon:g} at delta {policy.delta:g} "
         "(one person, all their images, added or removed)"
     )
+    if total is not None and total != epsilon:
+        click.echo(f"with all other federations of these faces: {epsilon_in_words(total)}")
     for run_id, rounds in runs.items():
         click.echo(f"  run {run_id}: {plural(rounds, 'round')}")

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
+import click
+
 from client.consent import SitePolicy
 from client.folder_config import FolderConfig
+from client.odometer import kept_or_stated
 from client.outbox import Outbox
 from common.bundle import CONTRACT, ROSTER_KEY, Bundle
 from common.bundle_options import OpenedBundle
-from common.errors import InputError, Refused
+from common.errors import BudgetExceeded, InputError, Refused
 from common.ledger import Ledger
 from common.pinning import pin
 from common.roster import Roster
+from common.spending import reserved
 from common.storage import home_folder, own_directory, write_private
 from common.supervision import Part, Supervision, become_supervisor, only_one, python
 from common.terms import Terms
@@ -103,8 +107,26 @@ def up(opened: OpenedBundle, options: SiteOptions) -> NoReturn:
     folder = options.folder
     with only_one(folder.state) as lock:
         admitted(opened.bundle, folder.state)
-        Outbox(folder.state).settle(SitePolicy.read(policy_path(folder.state)).plan)
+        policy = SitePolicy.read(policy_path(folder.state))
+        Outbox(folder.state).settle(policy.plan)
+        spent_before(folder, policy)
         become_supervisor(Supervision((_node(opened, options),), lock, "", options.verbose))
+
+
+def spent_before(folder: FolderConfig, policy: SitePolicy) -> None:
+    """Say what other federations spent of these data; nothing left for this one is Refused."""
+    odometer = kept_or_stated(folder.odometer, folder.data, policy.spent_elsewhere)
+    with Ledger.open(folder.state) as ledger, odometer.locked():
+        others = odometer.of_others(ledger)
+    total = reserved(others, policy.delta) + (policy.spent_elsewhere or 0.0)
+    if not total:
+        return
+    said = f"{folder.data} has spent epsilon {total:.4f} of {policy.epsilon:g} elsewhere"
+    if total >= policy.epsilon:
+        raise BudgetExceeded(
+            said, hint="`epsilon` in the policy is what the data may spend in all federations"
+        )
+    click.echo(f"Note: {said} (delta {policy.delta:g})", err=True)
 
 
 def _node(opened: OpenedBundle, options: SiteOptions) -> Part:
@@ -115,6 +137,7 @@ def _node(opened: OpenedBundle, options: SiteOptions) -> Part:
         *(["--aligned"] if folder.aligned else []),
         *(["--weights", str(folder.weights)] if folder.weights else []),
         *(["--cache", str(folder.cache)] if folder.cache else []),
+        *(["--odometer", str(folder.odometer)] if folder.odometer else []),
         *(["--server", options.server] if options.server else []),
         *(["--verbose"] if options.verbose else []),
     ]

@@ -53,7 +53,14 @@ def evidence_of(
             sorted(path.stem for path in (public or state / "public").glob("*.safetensors"))
         ),
         software=installed_software(),
-        consent=Consent(**dataclasses.asdict(policy)) if policy else None,
+        consent=_consent(policy) if policy else None,
         simulated=simulated,
     )
     return Evidence(statement.signed(key), lines)
+
+
+def _consent(policy: SitePolicy) -> Consent:
+    """The policy, less what the data spend elsewhere: that is no federation's affair."""
+    limits = dataclasses.asdict(policy)
+    del limits["spent_elsewhere"]
+    return Consent(**limits)

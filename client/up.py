@@ -25,7 +25,7 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="veilface-node")
     for name in ("--bundle", "--data", "--state"):
         parser.add_argument(name, type=Path, required=True)
-    for name in ("--weights", "--cache"):
+    for name in ("--weights", "--cache", "--odometer"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--server")
     for name in ("--aligned", "--verbose"):
@@ -37,7 +37,9 @@ def main() -> NoReturn:
         bundle = open_from_stdin(given.bundle)
         policy = SitePolicy.read(policy_path(given.state))
         policy.check_installed()
-        folder = FolderConfig(given.data, given.state, given.aligned, given.weights, given.cache)
+        folder = FolderConfig(
+            given.data, given.state, given.aligned, given.weights, given.cache, given.odometer
+        )
         opened = open_folder(folder, policy, Identity.of(bundle, given.state))
         if stays_here(address := given.server or bundle.manifest.server):
             without_proxy(host_of(address))

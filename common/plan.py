@@ -60,6 +60,8 @@ class PrivacyPlan:
     """What one site allows: a total `epsilon` at `delta` over the life of its ledger.
 
     `epsilon_per_run`, at the same delta, also bounds what the rounds of one run spend together.
+    `elsewhere` is the epsilon, at the same delta, that is stated to be spent where no ledger of
+    this machine counts it; it is added to what is counted.
     `allow_not_private` lets a simulation without a guarantee write its rounds into a ledger, marked
     as such; a deployment never sets it.
     """
@@ -68,6 +70,7 @@ class PrivacyPlan:
     delta: float
     allow_not_private: bool = False
     epsilon_per_run: float | None = None
+    elsewhere: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0 and 0.0 < self.delta < 1.0):
@@ -94,11 +97,19 @@ class PrivacyPlan:
             )
 
     def reserve(
-        self, ledger: Ledger, contract: Contract, round_: int, request_digest: str, *, secret: bool
+        self,
+        ledger: Ledger,
+        contract: Contract,
+        round_: int,
+        request_digest: str,
+        *,
+        secret: bool,
+        others: Sequence[Reservation] = (),
     ) -> Reservation:
         """Return a durable reservation for one round, or raise BudgetExceeded before any work.
 
-        `secret` says that the round's noise comes from a key that nobody can recompute. The same
+        `secret` says that the round's noise comes from a key that nobody can recompute; `others` is
+        what other ledgers reserved on the same data, which counts against the same budget. The same
         request again returns its first reservation and spends nothing; another request for the
         same run and round is refused by the ledger.
         """
@@ -121,14 +132,16 @@ class PrivacyPlan:
             private=private,
             mechanism=contract.mechanism,
             shares=1 if contract.masking is None else contract.masking.terms.honest,
-            check=self._check,
+            check=lambda reservations: self._check(reservations, others),
         )
 
-    def _check(self, reservations: Sequence[Reservation]) -> None:
+    def _check(self, reservations: Sequence[Reservation], others: Sequence[Reservation]) -> None:
         """Check all reservations, the last of which is the new one."""
         if self.allow_not_private and not all(r.private for r in reservations):
             return
-        self._within(reservations, self.epsilon, "the site's budget")
+        whose = "the budget of these data, in all federations together," if others else ""
+        allowed = self.epsilon - self.elsewhere
+        self._within((*others, *reservations), allowed, whose or "the site's budget")
         if self.epsilon_per_run is not None:
             run = [r for r in reservations if r.run_id == reservations[-1].run_id]
             self._within(run, self.epsilon_per_run, "what the site allows a run")

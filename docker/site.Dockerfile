@@ -22,13 +22,16 @@ RUN groupadd --gid 10001 veilface \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/veilface \
         --shell /usr/sbin/nologin veilface \
     && install -d -m 0700 -o 10001 -g 10001 /var/lib/veilface /var/cache/veilface \
+        /var/lib/veilface-odometer \
     && install -d -m 0755 /data
 COPY --from=build /opt/venv /opt/venv
 COPY docker/healthy.py /opt/healthy.py
 ENV PATH=/opt/venv/bin:$PATH HOME=/var/lib/veilface PYTHONDONTWRITEBYTECODE=1 \
-    VEILFACE_CACHE=/var/cache/veilface FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+    VEILFACE_CACHE=/var/cache/veilface \
+    VEILFACE_ODOMETER=/var/lib/veilface-odometer \
+    FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 USER 10001:10001
-VOLUME ["/var/lib/veilface", "/var/cache/veilface"]
+VOLUME ["/var/lib/veilface", "/var/cache/veilface", "/var/lib/veilface-odometer"]
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python", "-P", "/opt/healthy.py", "site", "/var/lib/veilface/state"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 os.environ.update({"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"})
 # Never the key, or the chips, of the person who runs the tests.
 os.environ["VEILFACE_CACHE_KEY"] = str(Path(tempfile.mkdtemp()) / "cache.key")
+os.environ["VEILFACE_ODOMETER"] = str(Path(tempfile.mkdtemp()) / "odometer")
 
 import numpy as np
 import pytest

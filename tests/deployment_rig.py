@@ -222,8 +222,12 @@ class Rig:
         return self.party(
             name, BIN / "veilface", "--verbose", "site", "up", *self.options,
             "--bundle", self.bundle(name), "--state", self.state(name),
-            "--data", self.root / data, "--aligned", *options,
+            "--data", self.root / data, "--aligned", "--odometer", self.odometer(name), *options,
         )  # fmt: skip
+
+    def odometer(self, name: str) -> Path:
+        """Where a site's machine counts what its faces have spent: each has one of its own."""
+        return self.root / "odometers" / name
 
     @cached_property
     def warm(self) -> WarmNodes:
@@ -241,6 +245,7 @@ class Rig:
         party = self.party(
             name, *_NODE, "--verbose", "--aligned", "--bundle", self.bundle(name),
             "--state", self.state(name), "--data", self.root / data,
+            "--odometer", self.odometer(name),
         )  # fmt: skip
         if code is None:
             party.warm = self.warm

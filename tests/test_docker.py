@@ -146,6 +146,7 @@ def test_a_site_reaches_the_server_alone_and_only_the_front_is_published(
     assert len(volumes) == len(set(volumes)), "nobody shares a volume"
 
 
+VOLUMES = ("lib/veilface", "lib/veilface-odometer", "cache/veilface")
 _JAIL = """
 set -e
 root=$1 work=$2 prefix=$3 base=$4; shift 4
@@ -162,8 +163,8 @@ mount -t tmpfs -o noexec,nosuid,nodev,mode=1777 tmp $root/tmp
 for one in $prefix $base; do mkdir -p $root$one; mount --bind -o ro $one $root$one; done
 mount --bind $work/hosts $root/etc/hosts
 for one in opt run/secrets data public; do mount --bind -o ro $work/$one $root/$one; done
-for one in lib cache; do
-    mkdir -p $root/var/$one/veilface; mount --bind $work/$one $root/var/$one/veilface
+for one in lib/veilface lib/veilface-odometer cache/veilface; do
+    mkdir -p $root/var/$one; mount --bind $work/$one $root/var/$one
 done
 mount -o remount,ro $root
 exec chroot $root setpriv --reuid 10001 --regid 10001 --clear-groups --bounding-set -all \
@@ -264,7 +265,7 @@ def jails(wheel: Path, people_folder: Path, tmp_path: Path) -> Iterator[tuple[Ja
     folders = sorted(people_folder.iterdir())
     for party, image in (("server", "server"), ("north", "site")):
         work = tmp_path / party
-        for name in ("opt", "run/secrets", "data", "public", "lib", "cache"):
+        for name in ("opt", "run/secrets", "data", "public", *VOLUMES):
             (work / name).mkdir(parents=True)
         for folder in folders[:8] if image == "site" else folders[8:20]:
             shutil.copytree(folder, work / ("data" if image == "site" else "public") / folder.name)
@@ -274,7 +275,7 @@ def jails(wheel: Path, people_folder: Path, tmp_path: Path) -> Iterator[tuple[Ja
         secrets = work / "run" / "secrets"
         shutil.copy(archive(tmp_path / "fed", party), secrets / "bundle")
         (secrets / "passphrase").write_text(PASSPHRASE + "\n")
-        for path in (work / "lib", work / "cache", *secrets.iterdir()):
+        for path in (*(work / one for one in VOLUMES), *secrets.iterdir()):
             path.chmod(0o700 if path.is_dir() else 0o400)
             os.chown(path, 10001, 10001)
         for path in (work, *(work / "data").rglob("*"), *(work / "public").rglob("*")):
@@ -313,8 +314,8 @@ def test_the_commands_of_both_images_reach_a_finished_round_without_root_or_a_wr
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr + server.log() + site.log()
     assert json.loads(ran.stdout)["round"] == 2
-    assert (server.work / "lib/state/runs/one/model.safetensors").stat().st_uid == 10001
-    report = verify(site.work / "lib" / "state")
+    assert (server.work / "lib/veilface/state/runs/one/model.safetensors").stat().st_uid == 10001
+    report = verify(site.work / "lib/veilface/state")
     assert report.ok and len(report.reservations) == 2
     for jail in jails:
         jail.running[0].terminate()

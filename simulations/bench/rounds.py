@@ -106,7 +106,7 @@ def _ours(root: Path, work: Path) -> list[float]:
             site = [
                 *(veilface, "site", "up", "--bundle", str(bundles / f"bench-{name}.tar.gz")),
                 *("--data", str(root / name), "--state", str(work / name)),
-                *("--accept-terms", "--aligned"),
+                *("--accept-terms", "--aligned", "--odometer", str(work / "odometer")),
             ]
             running.enter_context(_process(site, work / f"{name}.log", work))
         _do(
@@ -147,7 +147,8 @@ def _peer(root: Path, work: Path) -> list[float]:
         _wait_for(link)
         for name in SITES:
             config = (
-                f'data-dir="{root / name}" state-dir="{work / name}" policy="{policy}" aligned=true'
+                f'data-dir="{root / name}" state-dir="{work / name}" policy="{policy}" '
+                f'odometer-dir="{work / "odometer"}" aligned=true'
             )
             node = [
                 *(str(_BIN / "flower-supernode"), "--insecure"),
