@@ -21,7 +21,7 @@ from typing import Final
 from common.config import read_json, to_json
 from common.errors import LedgerError, Refused, StorageError
 from common.ledger import Genesis, Ledger, Reservation, verify
-from common.storage import make_private_directory, storage_error, write_private
+from common.storage import home_folder, make_private_directory, storage_error, write_private
 
 VARIABLE: Final = "VEILFACE_ODOMETER"
 _BODY: Final = "body.json"
@@ -61,8 +61,9 @@ def default_odometers() -> Path:
     """Return where this machine keeps them: VEILFACE_ODOMETER, or the user's data folder."""
     if given := os.environ.get(VARIABLE):
         return Path(given)
-    base = Path(os.environ.get("XDG_DATA_HOME", ""))
-    base = base if base.is_absolute() else Path.home() / ".local" / "share"
+    base = home_folder(
+        "XDG_DATA_HOME", ".local/share", hint="name a folder that lasts by --odometer"
+    )
     return base / "veilface" / "odometer"
 
 

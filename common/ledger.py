@@ -25,6 +25,7 @@ from common.errors import InputError, LedgerError, Refused, StorageError
 from common.ledger_format import (
     GENESIS_HASH,
     Commit,
+    End,
     Genesis,
     Head,
     Line,
@@ -50,6 +51,7 @@ class LedgerReport:
     genesis: Genesis | None
     reservations: tuple[Reservation, ...]
     commits: tuple[Commit, ...]
+    ended: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -133,7 +135,9 @@ class Ledger:
         """Return a durable reservation; the same request again returns the first one, unspent.
 
         `check` sees all reservations with the new one and raises to refuse it; nothing is written
-        then. Another request for the same run and round is Refused: one release a round.
+        then. Another request for the same run and round is Refused: one release a round. So is a
+        round before one that was reserved, and any of a run that was ended: whoever sees the last
+        round in a ledger has seen all of the run.
         """
         new = Reservation(
             seq=len(self._lines),
@@ -154,6 +158,10 @@ class Ledger:
                     raise Refused(f"round {round} of run {run_id} was reserved for another request")
                 self._update_head()  # it may be behind: the first answer failed on a full disk
                 return old
+        if run_id in self.ended:
+            raise Refused(f"run {run_id} was ended here: no more rounds of it are answered")
+        if any(old.run_id == run_id and old.round > round for old in self.reservations):
+            raise Refused(f"round {round} of run {run_id} comes after a later one")
         check((*self.reservations, new))
         self._append(new)
         return new
@@ -165,13 +173,23 @@ class Ledger:
                 return line.record.release_digest
         return None
 
+    def end(self, run_id: str) -> None:
+        """Record durably that no more rounds of a run are reserved; once is enough."""
+        if run_id not in self.ended:
+            self._append(End(run_id))
+
+    @property
+    def ended(self) -> tuple[str, ...]:
+        """Return the runs that were ended here."""
+        return tuple(line.record.run_id for line in self._lines if isinstance(line.record, End))
+
     def commit(self, reservation: Reservation, release_digest: str) -> None:
         """Record durably what was released under a reservation; once only."""
         if reservation not in self.reservations or self.committed(reservation) is not None:
             raise LedgerError(f"reservation {reservation.seq} is unknown or committed already")
         self._append(Commit(reservation.seq, release_digest))
 
-    def _append(self, record: Reservation | Commit) -> None:
+    def _append(self, record: Reservation | Commit | End) -> None:
         """Write a line durably, then the head; after a failure that cannot be undone, no more."""
         if self._broken:
             raise LedgerError("an earlier write failed half-way", hint="open the ledger again")
@@ -255,9 +273,13 @@ def _read(directory: Path, data: bytes) -> tuple[list[Line], list[str], Head | N
 
 
 class _History:
-    """What may follow what: one genesis, one reservation a round, one commit a reservation."""
+    """What may follow what: one genesis, one reservation a round, one commit a reservation.
+
+    No round is reserved of a run that has ended.
+    """
 
     def __init__(self) -> None:
+        self._ended: set[str] = set()
         self._rounds: set[tuple[str, int]] = set()
         self._open: set[int] = set()
 
@@ -269,7 +291,13 @@ class _History:
             if record.reservation not in self._open:
                 raise LedgerError(f"commits reservation {record.reservation}, which is not open")
             self._open.remove(record.reservation)
+        if isinstance(record, End):
+            if record.run_id in self._ended:
+                raise LedgerError(f"ends run {record.run_id} a second time")
+            self._ended.add(record.run_id)
         if isinstance(record, Reservation):
+            if record.run_id in self._ended:
+                raise LedgerError(f"reserves a round of run {record.run_id}, which has ended")
             key = (record.run_id, record.round)
             if record.seq != line.seq or key in self._rounds:
                 raise LedgerError("a reservation with another line's number or a second one")
@@ -295,4 +323,5 @@ def verify(directory: Path) -> LedgerReport:
         next((r for r in records if isinstance(r, Genesis)), None),
         tuple(r for r in records if isinstance(r, Reservation)),
         tuple(r for r in records if isinstance(r, Commit)),
+        tuple(r.run_id for r in records if isinstance(r, End)),
     )

@@ -91,11 +91,19 @@ class Commit:
     release_digest: str
 
 
-Record = Genesis | Reservation | Commit
+@dataclass(frozen=True)
+class End:
+    """No more rounds of a run are reserved, whoever asks: an auditor has seen all of it."""
+
+    run_id: str
+
+
+Record = Genesis | Reservation | Commit | End
 _KINDS: Final[dict[str, type[Any]]] = {
     "genesis": Genesis,
     "reserve": Reservation,
     "commit": Commit,
+    "end": End,
 }
 _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 _LATER: Final = frozenset({"mechanism", "shares"})

@@ -57,12 +57,14 @@ def _settings(run_id: str) -> Settings:
 
 
 def leave_evidence(run: Path, run_id: str) -> None:
-    """Sign each ledger under `run`/sites for its site, and write down which software ran."""
+    """End the run in each ledger under `run`/sites, sign it, and write down which software ran."""
     sites = sorted(path.name for path in (run / "sites").iterdir())
     throw_away(run, run_id, sites)
     statements = make_private_directory(run / AUDIT / STATEMENTS)
     for site in sites:
         bundle = bundle_of(run, run_id, site)
+        with Ledger.open(run / "sites" / site) as ledger:
+            ledger.end(run_id)
         evidence = evidence_of(run / "sites" / site, bundle, public=run / "public", simulated=True)
         write_private(statements / f"{site}.json", evidence.to_bytes())
     record_software(run)

@@ -221,6 +221,7 @@ def test_the_server_s_sealed_bundle_opens_with_its_passphrase(tmp_path: Path) ->
     secret.write_text("correct horse\n")
     secret.chmod(0o600)
     state, out = run / "sites" / "site-000", tmp_path / "a.json"
+    (state / "public").symlink_to(run / "public")
     sealed = ("--passphrase-file", secret)
     asked = (state, "--bundle", archive(tmp_path / "fed", "a"), "--out", out, *sealed)
     assert invoke(statement_cli.statement, *asked).exit_code == 0

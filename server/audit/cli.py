@@ -50,6 +50,7 @@ def report(
 
     RUN is the server's folder of a finished run. A simulated one holds all that is needed; in a
     deployment, name the server's bundle and what each site handed in (veilface audit statement).
+    Exits 1 if the report is written but does not hold: 'veilface audit verify' says why.
     """
     from server.audit.build import build_report  # here: to verify a report needs no torch
     from server.audit.collect import Sources, left_by_simulation
@@ -79,6 +80,11 @@ def report(
     for name, data in found.items():
         write_private(out / name, data)
         click.echo(str(out / name))
+    checks = check_text(text)[1]
+    for check in checks:
+        if check.outcome == "FAILS":
+            click.echo(f"{check.outcome} {check.what} ({check.detail})", err=True)
+    _raise_if_failed(checks, _JSON)
 
 
 @click.command()
@@ -97,10 +103,14 @@ def verify(file: Path, fingerprint: str | None, as_json: bool) -> None:
         for check in checks:
             detail = f" ({check.detail})" if check.detail else ""
             click.echo(f"{check.outcome:<6} {check.what}{detail}")
+    _raise_if_failed(checks, file.name)
+
+
+def _raise_if_failed(checks: tuple[Check, ...], name: str) -> None:
     if failed(checks):
         wrong = sum(check.outcome == "FAILS" for check in checks)
         raise VeilfaceError(
-            f"{wrong} of {len(checks)} checks of {file.name} fail",
+            f"{wrong} of {len(checks)} checks of {name} fail",
             hint="do not rely on this report",
         )
 

@@ -18,6 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePublicKey,
 )
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -34,6 +38,11 @@ from server.audit.facts import Seal
 
 KIND: Final = "audit report"
 PDF_KIND: Final = "audit pdf"
+# Of the group of P-384 (SEC 2, 2.5.1), the only curve of a federation's certificates.
+_ORDER: Final = int(
+    "ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973",
+    16,
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,12 @@ class Signer:
             raise Refused("the server's key is not an elliptic-curve key")
         public = self.key.public_key()
         line = public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        issued = decode_dss_signature(long_lived.sign(_delegated(line), ECDSA(SHA384())))
         return Seal(
             manifest=self.bundle.file(MANIFEST).decode(),
             certificate=self.bundle.file(SERVER_CERTIFICATE).decode(),
             key=line,
-            delegation=long_lived.sign(_delegated(line), ECDSA(SHA384())).hex(),
+            delegation=_to_text(*issued),
             signature=sign(KIND, to_json(_Signed(sha256)), self.key).decode(),
         )
 
@@ -97,8 +107,18 @@ def _print_out(text: str, pdf: bytes) -> _PrintOut:
     return _PrintOut(*digests)
 
 
-def check_seal(seal: Seal, sha256: str, federation: str, roster_key: Ed25519PublicKey) -> None:
-    """Raise Refused unless the server of `federation` signed exactly this digest."""
+def check_seal(
+    seal: Seal,
+    sha256: str,
+    federation: str,
+    roster_key: Ed25519PublicKey,
+    *,
+    either_s: bool = False,
+) -> None:
+    """Raise Refused unless the server of `federation` signed exactly this digest.
+
+    `either_s`: the delegation may be (r, s) or (r, -s), as in reports of format 1.
+    """
     try:
         manifest = json.loads(verified(MANIFEST, seal.manifest.encode(), roster_key))
         sums = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
@@ -112,7 +132,7 @@ def check_seal(seal: Seal, sha256: str, federation: str, roster_key: Ed25519Publ
     if not isinstance(long_lived, EllipticCurvePublicKey):
         raise Refused("the server's certificate holds no elliptic-curve key")
     try:
-        signature = bytes.fromhex(seal.delegation)
+        signature = _from_text(seal.delegation, either_s)
         long_lived.verify(signature, _delegated(seal.key), ECDSA(SHA384()))
     except (InvalidSignature, ValueError) as error:
         raise Refused("the report's key was not issued by the server") from error
@@ -120,6 +140,20 @@ def check_seal(seal: Seal, sha256: str, federation: str, roster_key: Ed25519Publ
     body = verified(KIND, seal.signature.encode(), key)
     if from_json(_Signed, body, where=KIND).sha256 != sha256:
         raise Refused("the report was changed after the server signed it")
+
+
+def _to_text(r: int, s: int) -> str:
+    """Return the one text of an ECDSA signature: (r, s) and (r, -s) are both valid."""
+    return encode_dss_signature(r, min(s, _ORDER - s)).hex()
+
+
+def _from_text(text: str, either_s: bool) -> bytes:
+    """Return the signature of its one text; any other spelling is a ValueError."""
+    signature = bytes.fromhex(text)
+    r, s = decode_dss_signature(signature)
+    if text != _to_text(r, s) and not (either_s and text == encode_dss_signature(r, s).hex()):
+        raise ValueError("not the canonical text of a signature")
+    return signature
 
 
 def _delegated(line: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Final, Literal
@@ -31,6 +32,9 @@ from server.report.verdict import HEADS
 Outcome = Literal["holds", "FAILS", "stated", "note"]
 SCHEMA: Final = "schema.json"
 _ROUNDING: Final = 1e-9
+_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
+_OLD: Final = timedelta(days=7)
+_CLOCKS: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ def _sealed(report: Report) -> None:
     facts = report.facts
     sha256 = digest_of(facts, report.findings, report.veilface, report.created, report.format)
     key = public_key(facts.roster_key.encode())
-    check_seal(report.seal, sha256, _roster(facts).federation, key)
+    either = report.format == 1
+    check_seal(report.seal, sha256, _roster(facts).federation, key, either_s=either)
 
 
 def _signed(facts: Facts, evidence: Evidence) -> str:
@@ -156,6 +161,8 @@ def _content(report: Report) -> Iterator[Check]:
         yield Check("FAILS", "every number follows from the ledgers", str(error))
         return
     yield holds("every round is as the contract says", partial(_constants, facts, ledgers))
+    for site in ledgers:
+        yield holds(f"{site.site} stated the whole run", partial(_whole, facts, site))
     what = "no more updates were used than sites released"
     yield holds(what, partial(_accepted, facts, ledgers, unseen))
     auditor = Auditor(findings)
@@ -174,7 +181,7 @@ def _content(report: Report) -> Iterator[Check]:
         what = "the difference that training made is that of the stated rates"
         yield holds(what, partial(_difference, facts.utility))
     yield holds("all else that was computed follows from the evidence", partial(difference, report))
-    yield from _open_points(facts, missing)
+    yield from _open_points(facts, missing, report.created)
 
 
 def _constants(facts: Facts, ledgers: tuple[SiteLedger, ...]) -> str:
@@ -213,6 +220,19 @@ def _constants(facts: Facts, ledgers: tuple[SiteLedger, ...]) -> str:
             elif found != wanted or entry.round > contract.rounds:
                 raise InputError(f"round {entry.round} of {site.site} is not")
     return f"{len(others)} other runs are in the ledgers and counted" if others else ""
+
+
+def _whole(facts: Facts, site: SiteLedger) -> str:
+    """Rounds are reserved in order: what ends with the last one, or was ended, is complete."""
+    found = [r.round for r in site.reservations if r.run_id == facts.run_id]
+    if facts.run_id in site.report.ended:
+        return f"ended by the site after {len(found)} rounds"
+    if facts.contract.rounds not in found:
+        raise InputError(
+            f"its statement is of {len(found)} of {facts.contract.rounds} rounds: more may follow",
+            hint=f"veilface audit statement --end {facts.run_id}, at the site",
+        )
+    return "up to the last round"
 
 
 def _noise(facts: Facts) -> str:
@@ -272,11 +292,29 @@ def _difference(utility: Utility) -> str:
     return HEADS[found.verdict]
 
 
-def _open_points(facts: Facts, missing: list[str]) -> Iterator[Check]:
+def _age(statement: Statement, created: str) -> Iterator[Check]:
+    """Warn of a statement that is of another time than the report."""
+    try:
+        issued, made = (datetime.strptime(one, _TIME) for one in (statement.issued, created))
+    except ValueError as error:
+        yield Check("FAILS", f"report and statement of {statement.site} are dated", str(error))
+        return
+    if made - issued > _OLD:
+        detail = f"{statement.issued}, the report is of {created}: later runs are not in it"
+        yield Check("note", f"the statement of {statement.site} is old", detail)
+    if issued - made > _CLOCKS:
+        detail = f"{statement.issued}, the report is of {created}: a clock is wrong, or a date"
+        yield Check("note", f"the statement of {statement.site} is later than the report", detail)
+
+
+def _open_points(facts: Facts, missing: list[str], created: str) -> Iterator[Check]:
     """What to know, and what nobody can recompute from the report."""
     if missing:
         names = ", ".join(missing)
         yield Check("note", f"no statement of {names}", "nothing here holds for their people")
+    for one in facts.sites:
+        statement = Statement.unverified(one.statement)
+        yield from _age(statement, created)
     if any(Statement.unverified(one.statement).simulated for one in facts.sites):
         detail = "one machine held all keys: the signatures prove no independence of the sites"
         yield Check("note", "this is a simulation", detail)
