@@ -149,11 +149,13 @@ class HostileServer:
     def _push_object(self, body: bytes) -> bytes:
         pushed = message_pb2.PushObjectRequest.FromString(body)
         self._came[pushed.object_id] = pushed.object_content
-        tree = self._announced[-1]
-        if all(one.object_id in self._came for one in iterate_object_tree(tree)):
-            reply = inflate_object_from_contents(tree.object_id, dict(self._came))
-            assert isinstance(reply, Message)
-            self.replies.append(reply)
+        for tree in tuple(self._announced):
+            if all(one.object_id in self._came for one in iterate_object_tree(tree)):
+                # Answered once: what equal answers share is known before it is pushed again.
+                self._announced.remove(tree)
+                reply = inflate_object_from_contents(tree.object_id, dict(self._came))
+                assert isinstance(reply, Message)
+                self.replies.append(reply)
         return _bytes(message_pb2.PushObjectResponse(stored=True))
 
     @contextmanager
