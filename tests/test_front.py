@@ -198,12 +198,13 @@ def test_only_keys_of_the_roster_get_in_and_only_with_a_fresh_signature_of_their
     own, foreign = made.key("a"), federation(tmp_path).key("a")
     good, b = signed(own), signed(made.key("b"))
     key, stamp, signature = good
+    signed_by_revoked = signed(made.key("c"))
     for headers in (
         [],
         [key, stamp],
         [key, signature],
         signed(foreign),
-        signed(made.key("c")),
+        signed_by_revoked,
         signed(own, late=61),
         signed(own, late=-61),
         signed(own, by=foreign),
@@ -224,7 +225,10 @@ def test_only_keys_of_the_roster_get_in_and_only_with_a_fresh_signature_of_their
         got = running.post(HEARTBEAT, headers)
         assert status(got) == 401, headers
         told = got.partition(b"\r\n\r\n")[2]
-        assert told == b"" or json.loads(told)["detail"].startswith("the clocks of site and server")
+        reason = json.loads(told)["detail"] if told else ""
+        known = ("the clocks of site and server", "this site was revoked")
+        assert not reason or reason.startswith(known)
+        assert reason.startswith("this site was revoked") == (headers == signed_by_revoked)
     assert upstream.came == []
     for headers in (good, b, signed(own, late=50)):
         assert status(running.post(HEARTBEAT, headers)) == 200
