@@ -28,6 +28,7 @@ from common.dataset import SubjectFolder, images_of, list_subjects, load_chips
 from common.errors import InputError
 from common.group_labels import read_groups
 from common.groups import group_rates
+from common.same_person import merged
 from common.scoring import PLAIN, Choice, Faces, Floats, Scorer
 
 if TYPE_CHECKING:
@@ -70,11 +71,18 @@ def calibrate(
         raise InputError("--gallery belongs to --fpir")
     with options.open() as vault:
         subjects = list_subjects(data, at_least=2)
+        apart = merged(subjects)
+        if len(apart) < len(subjects):
+            click.echo(
+                f"Note: {len(subjects) - len(apart)} person folders hold the same files as another "
+                "and are taken for the same person",
+                err=True,
+            )
         persons = gallery or max(1, vault.info.subjects)
         if fpir is not None:  # before minutes are spent on looking for faces
-            check_persons(len(subjects), fpir, persons)
+            check_persons(len(apart), fpir, persons)
         engine = recogniser(vault)
-        embeddings, labels = _embedded(engine, subjects, data, cache)
+        embeddings, labels = _embedded(engine, apart, data, cache)
         rows = vault.protect(embeddings)
         own = _others(engine, subjects)
         chosen = choose(rows, labels, own, _LOOKED_AT if fmr is None else fmr)

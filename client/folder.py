@@ -29,6 +29,7 @@ from common.embedding import Rows
 from common.errors import InputError, Refused, StorageError, VeilfaceError
 from common.persons import Persons, person_code
 from common.randomness import KEY_BYTES, fresh_key
+from common.same_person import united
 from common.storage import make_private_directory, write_private
 
 log = logging.getLogger("veilface.site")
@@ -129,9 +130,11 @@ class _Folder:
             loaded = self._chips(subjects, rows, None)
         for entry in (*(one for folder in subjects for one in folder.skipped), *loaded.skipped):
             log.warning("not used: %s: %s", entry.path, entry.reason)
-        labels = np.asarray(loaded.labels(subjects), dtype=np.int64)
-        order = np.argsort([subjects[label].name for label in labels], kind="stable")
-        return loaded.chips[order], [subjects[labels[row]].name for row in order.tolist()]
+        names = [subjects[label].name for label in loaded.labels(subjects).tolist()]
+        if not self._config.allow_duplicates:
+            names = _united(loaded, names)
+        order = np.argsort(names, kind="stable")
+        return loaded.chips[order], [names[row] for row in order.tolist()]
 
     def _chips(
         self, subjects: tuple[SubjectFolder, ...], rows: Rows, cache: ChipCache | None
@@ -154,6 +157,19 @@ class _Folder:
         if len(key) != KEY_BYTES:
             raise InputError(f"{path} is damaged")
         return key
+
+
+def _united(loaded: ChipSet, names: list[str]) -> list[str]:
+    """Whose each chip is, with persons who share a file taken for one, and a line in the log."""
+    one = united(zip((digest.tobytes() for digest in loaded.digests), names, strict=True))
+    several = sorted(name for name, first in one.items() if name != first)
+    if several:
+        log.warning(
+            "%d persons hold files of another and are taken for the same: %s",
+            len(several),
+            ", ".join(f"{name!r} is {one[name]!r}" for name in several[:10]),
+        )
+    return [one[name] for name in names]
 
 
 def _expected(error: Exception) -> bool:

@@ -17,6 +17,8 @@ class FolderConfig:
         weights: of a backbone that is not pretrained.
         cache: folder of the sealed chip cache; None is the user's own.
         odometer: where this machine keeps what its data have spent; None is the user's own.
+        allow_duplicates: persons who hold the same files are different people; else they are taken
+            for one.
     """
 
     data: Path
@@ -25,3 +27,4 @@ class FolderConfig:
     weights: Path | None = None
     cache: Path | None = None
     odometer: Path | None = None
+    allow_duplicates: bool = False

@@ -49,6 +49,9 @@ def policy_command(bundle: Path) -> None:
 @click.option("--cache", type=_FOLDER, help="Of sealed chips [default: the user's cache folder].")
 @click.option("--odometer", type=_FOLDER, envvar=VARIABLE, help="Of all federations with these "
     "faces: what they have spent together [default: the user's data folder].")  # fmt: skip
+@click.option(
+    "--allow-duplicates", is_flag=True, help="Persons who hold the same files are different people."
+)
 @click.pass_context
 def up_command(
     context: click.Context,
@@ -62,22 +65,50 @@ def up_command(
     aligned: bool,
     cache: Path | None,
     odometer: Path | None,
+    allow_duplicates: bool,
 ) -> None:
     """Run this site until it is stopped."""
     if policy is not None and accept_terms:
         raise InputError("give one of --policy and --accept-terms")
     if not data.is_dir():
         raise InputError(f"{data} is no folder")
-    if not any(entry.is_dir() for entry in data.iterdir()):  # the server must not be able to tell
-        click.echo(f"Note: {data} holds no person's folder: this site adds noise alone", err=True)
+    data = _settled(data, allow_duplicates=allow_duplicates)
     if server is not None:
         host_and_port(server)
     must_be_of(opened.bundle, server=False)
-    where = state or default_state(opened.bundle)
-    folder = FolderConfig(data, where, aligned, weights, cache, odometer)
+    folder = FolderConfig(
+        data,
+        state or default_state(opened.bundle),
+        aligned,
+        weights,
+        cache,
+        odometer,
+        allow_duplicates=allow_duplicates,
+    )
     settle_policy(opened.bundle, folder.state, policy, accept=accept_terms)
     verbose = bool(context.find_root().params.get("verbose"))
     up(opened, SiteOptions(folder, server, verbose))
+
+
+def _settled(data: Path, *, allow_duplicates: bool) -> Path:
+    """Where the persons' folders are, for as long as the site is up; copies are an InputError.
+
+    An empty folder is said here and nowhere else: the server must not be able to tell.
+    """
+    from common.dataset import list_subjects, person_root  # here, so that --help needs no dlib
+    from common.same_person import refuse_copies
+
+    root = person_root(data)
+    if root != data:
+        click.echo(f"Note: {data} is laid out as LFW: the persons are those in {root}", err=True)
+    try:
+        persons = list_subjects(root, strict=False)
+    except InputError as error:
+        click.echo(f"Note: {error.message}: this site adds noise alone", err=True)
+        return root
+    if not allow_duplicates:
+        refuse_copies(persons)
+    return root
 
 
 @site.command("status")

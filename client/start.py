@@ -135,6 +135,7 @@ def _node(opened: OpenedBundle, options: SiteOptions) -> Part:
         *python("client.up"),
         *("--bundle", str(opened.path), "--data", str(folder.data), "--state", str(folder.state)),
         *(["--aligned"] if folder.aligned else []),
+        *(["--allow-duplicates"] if folder.allow_duplicates else []),
         *(["--weights", str(folder.weights)] if folder.weights else []),
         *(["--cache", str(folder.cache)] if folder.cache else []),
         *(["--odometer", str(folder.odometer)] if folder.odometer else []),

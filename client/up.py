@@ -28,7 +28,7 @@ def main() -> NoReturn:
     for name in ("--weights", "--cache", "--odometer"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--server")
-    for name in ("--aligned", "--verbose"):
+    for name in ("--aligned", "--allow-duplicates", "--verbose"):
         parser.add_argument(name, action="store_true")
     given = parser.parse_args()
     stop = stop_on_signals()
@@ -38,7 +38,13 @@ def main() -> NoReturn:
         policy = SitePolicy.read(policy_path(given.state))
         policy.check_installed()
         folder = FolderConfig(
-            given.data, given.state, given.aligned, given.weights, given.cache, given.odometer
+            data=given.data,
+            state=given.state,
+            aligned=given.aligned,
+            weights=given.weights,
+            cache=given.cache,
+            odometer=given.odometer,
+            allow_duplicates=given.allow_duplicates,
         )
         opened = open_folder(folder, policy, Identity.of(bundle, given.state))
         if stays_here(address := given.server or bundle.manifest.server):

@@ -11,7 +11,8 @@ How callers use it:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,14 @@ from common.detection import CentreDetector, Detector
 from common.errors import InputError
 from common.face import ChipSpec, grey_chips
 
+# What network drives, systems and archivers put beside people's folders; compared without case.
+LITTER = frozenset(
+    (
+        "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle", "@tmp",
+        "__macosx", "desktop.ini", "found.000", "lost+found", "network trash folder", "recycler",
+        "system volume information", "temporary items", "thumbs.db",
+    )
+)  # fmt: skip
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".webp"})
 WRITE_AT_ONCE = 256
 
@@ -83,13 +92,14 @@ def images_of(subjects: Sequence[SubjectFolder]) -> tuple[Path, ...]:
 def list_subjects(
     root: Path, *, at_least: int = 1, strict: bool = True
 ) -> tuple[SubjectFolder, ...]:
-    """The person folders in `root`, or in `root`/images of an LFW root, sorted by name.
+    """The person folders in `root`, or if `strict` in `root`/images of an LFW root, sorted by name.
 
-    Hidden files and folders are ignored, and so are files beside the person folders. Files in a
+    Names are NFC, and folders whose names are the same in NFC are one person. Hidden files, what is
+    in `LITTER`, and files beside the person folders are ignored. Files in a
     person's folder that are no image by suffix, and broken links, are listed as skipped. A person
     whose folder cannot be listed, or whose link leads out of the root or to another person, is an
     InputError, or if not `strict` a person without images: where people are private, one must not
-    decide about others.
+    decide about others, so that `person_root` is settled before (`veilface site up`).
 
     Raises InputError if the root is missing, no folder, or holds fewer than `at_least` persons
     with an image.
@@ -98,12 +108,11 @@ def list_subjects(
     if not root.is_dir():
         fault = "is not a folder" if root.exists() else "does not exist"
         raise InputError(f"{root} {fault}", hint="give a folder of one folder a person")
-    if (root / "pairs.txt").is_file() and (root / "images").is_dir():
-        root = root / "images"
+    root = person_root(root) if strict else root
     inside = root.resolve()
     entries = _visible(root)
     read = _subject if strict else _subject_or_skipped
-    subjects = tuple(read(entry, inside) for entry in entries if _is_folder(entry))
+    subjects = _one_a_name(read(entry, inside) for entry in entries if _is_folder(entry))
     if not entries:
         raise InputError(f"{root} is empty", hint="give a folder of one folder a person")
     if not any(subject.images for subject in subjects):
@@ -117,6 +126,24 @@ def list_subjects(
             hint="one folder a person, images in it",
         )
     return subjects
+
+
+def person_root(root: Path) -> Path:
+    """Where the person folders are: `root`/images of an LFW root, else `root` itself.
+
+    An LFW root has pairs.txt, and in its folder `images` folders alone: a person whose name is
+    "images" has images there.
+    """
+    images = root / "images"
+    if not (root / "pairs.txt").is_file() or not images.is_dir():
+        return root
+    person = any(entry.suffix.lower() in SUFFIXES for entry in _visible(images))
+    return root if person else images
+
+
+def person_name(folder: str) -> str:
+    """The name of a person from that of a folder: NFC, since some systems write NFD."""
+    return unicodedata.normalize("NFC", folder)
 
 
 def load_chips(
@@ -221,13 +248,28 @@ def _cores() -> int:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden, by name; InputError if it cannot be listed."""
+    """What is in a folder, not hidden and no litter, by name; unlistable: InputError."""
     try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        return sorted(entry for entry in folder.iterdir() if not _ignored(entry.name))
     except OSError as error:
         raise InputError(
             f"{folder} cannot be listed: {error.strerror}", hint="check its permissions"
         ) from error
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in LITTER
+
+
+def _one_a_name(found: Iterable[SubjectFolder]) -> tuple[SubjectFolder, ...]:
+    """One person a name, sorted by name, with the images of all folders of that name."""
+    by_name: dict[str, SubjectFolder] = {}
+    for one in found:
+        same = by_name.get(one.name, SubjectFolder(one.name, (), ()))
+        by_name[one.name] = SubjectFolder(
+            one.name, same.images + one.images, same.skipped + one.skipped
+        )
+    return tuple(by_name[name] for name in sorted(by_name))
 
 
 def _subject(folder: Path, inside: Path) -> SubjectFolder:
@@ -245,7 +287,7 @@ def _subject(folder: Path, inside: Path) -> SubjectFolder:
             skipped.append(Skipped(entry, "not an image by its suffix"))
         else:
             images.append(entry)
-    return SubjectFolder(folder.name, tuple(images), tuple(skipped))
+    return SubjectFolder(person_name(folder.name), tuple(images), tuple(skipped))
 
 
 def _subject_or_skipped(folder: Path, inside: Path) -> SubjectFolder:
@@ -253,7 +295,7 @@ def _subject_or_skipped(folder: Path, inside: Path) -> SubjectFolder:
     try:
         return _subject(folder, inside)
     except (InputError, OSError) as error:
-        return SubjectFolder(folder.name, (), (Skipped(folder, str(error)),))
+        return SubjectFolder(person_name(folder.name), (), (Skipped(folder, str(error)),))
 
 
 def _is_folder(entry: Path) -> bool:

@@ -75,6 +75,7 @@ def experiment_of(
     insecure_seeded_noise: bool,
     aligned: bool,
     cache: Path | None,
+    allow_duplicates: bool,
 ) -> Experiment:
     """Return the experiment that the options of `simulate` describe; InputError if it cannot be."""
     from simulations.experiment import Experiment  # here, so that --help needs no torch
@@ -110,6 +111,7 @@ def experiment_of(
         seeded_noise=insecure_seeded_noise,
         aligned=aligned,
         cache=cache,
+        allow_duplicates=allow_duplicates,
     )
     experiment.check()
     return experiment
@@ -151,6 +153,9 @@ def experiment_of(
 )
 @click.option("--aligned", is_flag=True, help="Images are aligned chips already.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where aligned chips are kept.")
+@click.option(
+    "--allow-duplicates", is_flag=True, help="Persons who hold the same files are different people."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/RUN_ID].")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

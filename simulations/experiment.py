@@ -31,6 +31,7 @@ class Experiment:
         test: where test persons and judges come from; None: other persons of `data`.
         bank_shift: what the public bank is seen through.
         yunet: YuNet's ONNX file, which finds the faces; None: dlib's detector does.
+        allow_duplicates: persons of `data` may hold the same files and be different people.
         epsilon: budget of each site; None trains without privacy.
         seeded_noise: noise from `seed`, for tests of the machinery; never private.
         minimum_sites: how few answers a round may have; None: all with secure aggregation, else 1.
@@ -63,6 +64,7 @@ class Experiment:
     test: Path | None = None
     bank_shift: BankShift = "same"
     yunet: Path | None = None
+    allow_duplicates: bool = False
 
     @property
     def least_sites(self) -> int:

@@ -6,6 +6,8 @@ material.sites[0].chips, material.test.index, material.bank_views
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +24,7 @@ from common.embedding import Progress, silent
 from common.errors import InputError
 from common.face import ChipSpec
 from common.randomness import experiment_generator
+from common.same_person import refuse_copies
 from simulations.experiment import Experiment
 from simulations.faces import Bank, Faces, Pictures
 from simulations.people import generate
@@ -41,7 +44,7 @@ class Material:
     `bank`, `test` and `judges` (often nobody) are public to the experiment. `declared` is how many
     private persons were dealt to the sites before any of their images was looked at: the public
     number, where how many turned out usable is not. `skipped` are public images only, for the same
-    reason.
+    reason. `people` is a digest of who was dealt where, and of each person's files.
     """
 
     backbone: Backbone
@@ -54,6 +57,7 @@ class Material:
     judges: Faces
     skipped: tuple[Skipped, ...]
     unseen_bank: Bank
+    people: str
 
     @cached_property
     def bank_views(self) -> tuple[Faces, Faces]:
@@ -97,6 +101,7 @@ def gather(experiment: Experiment, progress: Progress = silent) -> Material:
         judges=dealt(parts.judges),
         skipped=_skipped(chosen, faults, known),
         unseen_bank=bank,
+        people=_digest_of(chosen.split, pictures),
     )
 
 
@@ -118,7 +123,10 @@ def _choose(experiment: Experiment) -> _Chosen:
         counts = dict.fromkeys(map(_synthetic, range(rendered)), SYNTHETIC_IMAGES)
         folders = {}
     else:
-        folders = {f.name: f for f in list_subjects(experiment.data, at_least=2)}
+        listed = list_subjects(experiment.data, at_least=2)
+        if not experiment.allow_duplicates:
+            refuse_copies(listed)
+        folders = {f.name: f for f in listed}
         counts = {name: len(folder.images) for name, folder in folders.items() if folder.images}
     split = split_persons(
         counts,
@@ -231,6 +239,16 @@ def _usable(
         )
     reported, judges = divide_test(test, experiment.seed, several)
     return PersonSplit(sites, bank, reported, judges), frozenset(known)
+
+
+def _digest_of(split: PersonSplit, pictures: Pictures) -> str:
+    """Of every person in their place, with the digests of their usable files, as hex."""
+    places = (*split.sites, split.bank, split.test)
+    whole = [
+        [(name, [d.hex() for d in pictures.digests_of([name])]) for name in place]
+        for place in places
+    ]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
 def _skipped(

@@ -53,6 +53,24 @@ class RunFolder:
                 )
         return RunFolder(path, run_id)
 
+    def keep_people(self, people: str) -> None:
+        """Note whose faces a run is of, at its start; other people than then are an InputError.
+
+        `people` is `Material.people`. With a folder that changed, persons would be dealt anew: from
+        one site to another, or from a site into the public bank.
+        """
+        path = self.path / "settings.json"
+        settings = json.loads(read_text(path))
+        begun = any(entry != path for entry in self.path.iterdir())
+        if "people" not in settings and not begun:
+            settings["people"] = people
+            write_private(path, json.dumps(settings, indent=2).encode())
+        if settings.get("people") != people:
+            raise InputError(
+                f"{self.path} was started with other people, or with other pictures of them",
+                hint="put the folder back as it was, or begin a new run",
+            )
+
     def abandon(self) -> None:
         """Remove a folder in which nothing but the settings was written: the run never began."""
         if [entry.name for entry in self.path.iterdir()] == ["settings.json"]:

@@ -61,6 +61,7 @@ def simulate(
     on_reply: Callable[[Message], None] = lambda reply: None,
 ) -> RunRecord:
     """Run an experiment to its end, keep model and checkpoint, and return what its report shows."""
+    folder.keep_people(material.people)
     simulation = build(experiment, folder.run_id, folder.path, material)
     test = _test(simulation)
 

@@ -24,8 +24,13 @@ def run(
     on_reply: Callable[[Message], None] = lambda reply: None,
 ) -> RunRecord:
     folder = RunFolder.start(out, experiment)
-    with LiveProgress(Console(stderr=True), quiet=True) as progress:
-        return simulate(experiment, folder, gather(experiment), progress, on_reply)
+    with progress() as live:
+        return simulate(experiment, folder, gather(experiment), live, on_reply)
+
+
+def progress() -> LiveProgress:
+    """Progress that nobody watches."""
+    return LiveProgress(Console(stderr=True), quiet=True)
 
 
 def records(out: Path, site: int) -> tuple[tuple[Reservation, ...], tuple[Commit, ...]]:

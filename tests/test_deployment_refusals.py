@@ -72,6 +72,18 @@ def test_a_site_that_has_agreed_to_nothing_does_not_start_and_is_told_what_to_do
     assert shown.out == SitePolicy.accepting(Terms.read(_contract(rig))).to_toml()
 
 
+def test_a_site_with_a_person_who_is_two_does_not_join_unless_told_that_they_differ(
+    rig: Rig,
+) -> None:
+    for name in ("Ann", "Ann copy"):
+        (rig.root / "one" / name).mkdir(parents=True)
+        (rig.root / "one" / name / "a.png").write_bytes(b"the same")
+    refused(2, "same files as another", *site(rig, "--accept-terms"))
+    assert not rig.state("a").exists()
+    with pytest.raises(AssertionError, match="it was not refused"):
+        command(*site(rig, "--accept-terms", "--allow-duplicates"))
+
+
 def test_terms_that_changed_since_they_were_accepted_need_a_new_answer(rig: Rig) -> None:
     wide = rig.file("own.toml", SitePolicy.accepting(Terms.read(_contract(rig))).to_toml())
     tighter = wide.read_text().replace("rounds_per_run = 4", "rounds_per_run = 3")
