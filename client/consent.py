@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common.app_bundle import app_hash, is_app_hash
 from common.config import from_toml
+from common.constants import check_delta
 from common.contract import Contract, Trust
 from common.errors import InputError, Refused
 from common.masking.terms import Terms as MaskingTerms
@@ -61,8 +62,7 @@ class SitePolicy:
         elsewhere = self.spent_elsewhere
         if elsewhere is not None and not (math.isfinite(elsewhere) and elsewhere >= 0):
             raise InputError(f"policy: spent_elsewhere must not be negative: {elsewhere}")
-        if not 0.0 < self.delta < 1.0:
-            raise InputError(f"policy: delta must lie strictly between 0 and 1, not {self.delta}")
+        check_delta(self.delta, name="policy: delta")
         if self.rounds_per_run < 1:
             raise InputError(f"policy: rounds_per_run must be at least 1: {self.rounds_per_run}")
         if not self.trust:

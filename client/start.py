@@ -22,7 +22,7 @@ from common.errors import BudgetExceeded, InputError, Refused
 from common.ledger import Ledger
 from common.pinning import pin
 from common.roster import Roster
-from common.spending import reserved
+from common.spending import spent
 from common.storage import home_folder, own_directory, write_private
 from common.supervision import Part, Supervision, become_supervisor, only_one, python
 from common.terms import Terms
@@ -118,7 +118,7 @@ def spent_before(folder: FolderConfig, policy: SitePolicy) -> None:
     odometer = kept_or_stated(folder.odometer, folder.data, policy.spent_elsewhere)
     with Ledger.open(folder.state) as ledger, odometer.locked():
         others = odometer.of_others(ledger)
-    total = reserved(others, policy.delta) + (policy.spent_elsewhere or 0.0)
+    total = spent(others, policy.delta) + (policy.spent_elsewhere or 0.0)
     if not total:
         return
     said = f"{folder.data} has spent epsilon {total:.4f} of {policy.epsilon:g} elsewhere"

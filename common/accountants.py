@@ -19,6 +19,8 @@ from scipy.special import erfcx, gammaln, logsumexp, ndtr
 from common.composition import Composition
 
 _ORDERS = np.array([*range(2, 65), 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024], dtype=float)
+# Between the whole ones, too, where a tenth matters.
+_BETWEEN = np.concatenate([np.arange(2.0, 11.0, 0.1), _ORDERS[9:]])
 _DENSE = 1 + np.geomspace(1e-4, 1e10, 32_000)
 # Composing by FFT leaves rounding noise in delta, at most 5e-17 a step as measured against the
 # exact Gaussian up to 10^7 steps. Without this allowance PLD reports too little at tiny deltas.
@@ -71,17 +73,36 @@ def rdp(composed: Composition, delta: float) -> float:
     whole orders log E[L^alpha] is convex, so a chord lies above it. Without concentrated releases
     it is capped by the epsilon of full batches, since sampling never costs more.
     """
-    total = _ORDERS * composed.renyi_mu**2 / 2
-    for part in composed.sampled:
-        total = total + part.steps * _sampled_rdp(part.sigma, part.rate)
-    orders = np.concatenate([np.arange(2.0, 11.0, 0.1), _ORDERS[9:]])
-    between = np.interp(orders, _ORDERS, (_ORDERS - 1) * total) / (orders - 1)
-    bounds = between + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+    bounds = _divergence(composed) + _to_epsilon(delta)
     if composed.concentrated > 0:
         return max(0.0, float(bounds.min()))
     steps = (math.sqrt(part.steps) / part.sigma for part in composed.sampled)
     unsampled = Composition(math.hypot(composed.mu, *steps), ())
     return min(max(0.0, float(bounds.min())), exact(unsampled, delta))
+
+
+def rdp_at_one_order(
+    composed: Composition, delta: float, first: Composition, budget: float
+) -> float:
+    """Return epsilon as `rdp`, at that order alone at which `budget` has room for most of `first`.
+
+    The order depends on nothing that was released, so that the bound holds as a filter.
+    """
+    allowed = budget - _to_epsilon(delta)
+    best = int((allowed / _divergence(first)).argmax())
+    return max(0.0, float(_divergence(composed)[best] + _to_epsilon(delta)[best]))
+
+
+def _divergence(composed: Composition) -> NDArray[np.float64]:
+    total = _ORDERS * composed.renyi_mu**2 / 2
+    for part in composed.sampled:
+        total = total + part.steps * _sampled_rdp(part.sigma, part.rate)
+    return np.asarray(np.interp(_BETWEEN, _ORDERS, (_ORDERS - 1) * total) / (_BETWEEN - 1))
+
+
+def _to_epsilon(delta: float) -> NDArray[np.float64]:
+    """What each order adds to its divergence, to hold at `delta`."""
+    return np.asarray(np.log1p(-1 / _BETWEEN) - np.log(delta * _BETWEEN) / (_BETWEEN - 1))
 
 
 def zcdp(composed: Composition, delta: float) -> float:
@@ -177,7 +198,8 @@ def prv(composed: Composition, delta: float, error: float) -> float | None:
             found = float(accountant.get_epsilon(delta, eps_error=error))
         except (RuntimeError, ValueError):  # its own checks of grid and floating point
             return None
-    return found if math.isfinite(found) else None  # e^700 overflows its tables
+    # Below 0 where delta alone covers all; e^700 overflows its tables.
+    return max(0.0, found) if math.isfinite(found) else None
 
 
 def opacus_rdp(composed: Composition, delta: float) -> float:

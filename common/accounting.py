@@ -48,6 +48,7 @@ __all__ = [
     "RdpOdometer",
     "cross_checked_epsilon",
     "epsilon",
+    "filtered_epsilon",
     "noise_multiplier_for",
 ]
 
@@ -143,6 +144,19 @@ def noise_multiplier_for(
             return sigma
         sigma = math.nextafter(sigma, math.inf)
     raise Refused(f"no noise_multiplier near {sigma} was confirmed for epsilon {epsilon}")
+
+
+def filtered_epsilon(events: Iterable[Event], delta: float, first: Event, budget: float) -> float:
+    """Return epsilon of all events, at the one Renyi order that suits a `budget` spent on `first`.
+
+    While this stays within `budget`, what later events are may depend on what earlier ones released
+    (a Renyi filter, Feldman and Zrnic 2021, arXiv:2008.11193): the smallest over orders may not be
+    taken then, since each outcome could choose its own. Infinite after a step without noise.
+    """
+    composed = _checked(events, delta)
+    if not _accountable(composed):
+        return composed.renyi_mu
+    return accountants.rdp_at_one_order(composed, delta, _checked([first], delta), budget)
 
 
 class RdpOdometer:
@@ -247,7 +261,9 @@ def _second(first: Accountant, value: float, composed: Composition, delta: float
     if first == "pld" and accountants.prv_fits(composed, delta, error, value):
         found = accountants.prv(composed, delta, error)
         if found is not None:
-            return _Second("prv", found, found - 2.2 * error, found * 1.005)
+            # It rounds delta by a thousandth, which tells where delta is large.
+            low = found - (2.2 + 2.0 * delta) * error
+            return _Second("prv", found, low, found * 1.005)
     second = accountants.opacus_rdp(composed, delta)
     high = second * 1.0001 if first != "rdp" else math.inf  # rdp has fewer orders, so is higher
     return _Second("opacus-rdp", second, (second - 0.1) / 2, high)

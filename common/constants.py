@@ -6,10 +6,12 @@ A contract states them, and what trains is given them; to read and check them ne
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from common.errors import InputError
 
 _SMALLEST = 1e-6
+LEAST_DELTA: Final = 1e-10  # below, the audit's own accountant (`server.audit`) resolves nothing
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,27 @@ class LossConfig:
     temperature: float = 48.0
     margin: float = 0.2
     public_gradient: bool = True
+
+
+def check_delta(delta: float, sample_rate: float = 1.0, *, name: str = "delta") -> None:
+    """Raise InputError unless delta lies in [1e-10, 1), and below the rate of sampled steps.
+
+    At the sample rate and above, delta alone allows that whoever is drawn is shown as they are:
+    epsilon can then be 0 with next to no noise.
+    """
+    if not 0.0 < delta < 1.0:
+        raise InputError(f"{name} must lie strictly between 0 and 1, not {delta}")
+    if delta < LEAST_DELTA:
+        raise InputError(
+            f"{name} {delta:g} is below {LEAST_DELTA:g}: no audit could recompute its epsilon",
+            hint="well below one in the number of persons is enough",
+        )
+    if sample_rate < 1.0 and delta >= sample_rate:
+        raise InputError(
+            f"{name} {delta:g} is not below the sample rate {sample_rate:g}: it allows that who is "
+            "drawn in a step has no protection at all, whatever epsilon says",
+            hint="choose a delta well below one in the number of persons",
+        )
 
 
 def check_clip(max_grad_norm: float) -> None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.constants import LossConfig, check_clip, check_denominator
+from common.constants import LossConfig, check_clip, check_delta, check_denominator
 from common.errors import InputError
 from common.ledger_format import Mechanism
 from common.masking.fixed_point import FixedPoint
@@ -50,8 +50,7 @@ class Privacy:
     def __post_init__(self) -> None:
         check_clip(self.max_grad_norm)
         check_sample_rate(self.sample_rate)
-        if not 0.0 < self.delta < 1.0:
-            raise InputError(f"delta must lie strictly between 0 and 1, not {self.delta}")
+        check_delta(self.delta, self.sample_rate)
         if self.epsilon is not None and not (math.isfinite(self.epsilon) and self.epsilon > 0):
             raise InputError(f"epsilon must be positive and finite, not {self.epsilon}")
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):

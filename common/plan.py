@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.accounting import cross_checked_epsilon, noise_multiplier_for
+from common.constants import check_delta
 from common.contract import Contract, Privacy
 from common.errors import BudgetExceeded, InputError, Refused
 from common.ledger import Genesis, Ledger, Reservation
@@ -43,8 +44,7 @@ def calibrate(
             f"epsilon must be positive and finite, not {epsilon}",
             hint="use --no-privacy to train without a guarantee",
         )
-    if not 0.0 < delta < 1.0:
-        raise InputError(f"delta must lie strictly between 0 and 1, not {delta}")
+    check_delta(delta, sample_rate)
     noise = (
         0.0
         if epsilon is None
@@ -73,10 +73,11 @@ class PrivacyPlan:
     elsewhere: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.epsilon) and self.epsilon >= 0 and 0.0 < self.delta < 1.0):
+        check_delta(self.delta)
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise InputError(
-                f"a budget of epsilon {self.epsilon} at delta {self.delta} bounds nothing",
-                hint="epsilon is finite and not negative, delta lies between 0 and 1",
+                f"a budget of epsilon {self.epsilon} bounds nothing",
+                hint="epsilon is finite and not negative",
             )
 
     def settle_ledger(self, directory: Path) -> None:
@@ -132,22 +133,27 @@ class PrivacyPlan:
             private=private,
             mechanism=contract.mechanism,
             shares=1 if contract.masking is None else contract.masking.terms.honest,
-            check=lambda reservations: self._check(reservations, others),
+            check=lambda reservations: self._check(reservations, others, ledger.genesis.epsilon),
         )
 
-    def _check(self, reservations: Sequence[Reservation], others: Sequence[Reservation]) -> None:
+    def _check(
+        self, reservations: Sequence[Reservation], others: Sequence[Reservation], for_life: float
+    ) -> None:
         """Check all reservations, the last of which is the new one."""
         if self.allow_not_private and not all(r.private for r in reservations):
             return
         whose = "the budget of these data, in all federations together," if others else ""
         allowed = self.epsilon - self.elsewhere
-        self._within((*others, *reservations), allowed, whose or "the site's budget")
+        first, whose = reservations[0], whose or "the site's budget"
+        total = reserved((*others, *reservations), self.delta, first=first, budget=for_life)
+        self._within(total, allowed, whose)
         if self.epsilon_per_run is not None:
             run = [r for r in reservations if r.run_id == reservations[-1].run_id]
-            self._within(run, self.epsilon_per_run, "what the site allows a run")
+            limit = self.epsilon_per_run
+            total = reserved(run, self.delta, first=run[0], budget=limit)
+            self._within(total, limit, "what the site allows a run")
 
-    def _within(self, reservations: Sequence[Reservation], allowed: float, what: str) -> None:
-        total = reserved(reservations, self.delta)
+    def _within(self, total: float, allowed: float, what: str) -> None:
         if total > allowed * (1.0 + _RELATIVE_SLACK):
             raise BudgetExceeded(
                 f"the round would bring epsilon to {total:.4f} of {allowed:.4f} allowed "

@@ -10,8 +10,8 @@ from common.accounting import (
     Event,
     GaussianEvent,
     PoissonEvent,
-    RdpOdometer,
     cross_checked_epsilon,
+    filtered_epsilon,
 )
 from common.errors import InputError
 from common.ledger import Reservation
@@ -45,23 +45,29 @@ def spent(reservations: Sequence[Reservation], delta: float) -> float:
     return cross_checked_epsilon(_events(reservations), delta).epsilon
 
 
-def reserved(reservations: Sequence[Reservation], delta: float) -> float:
+def reserved(
+    reservations: Sequence[Reservation], delta: float, *, first: Reservation, budget: float
+) -> float:
     """Return the epsilon by which a site decides whether another round fits: at least `spent`.
 
-    Whoever starts a run chooses its noise and rate knowing what earlier runs released. A budget
-    holds against such a choice for Gaussian and for Renyi accounting (Feldman and Zrnic 2021,
-    arXiv:2008.11193, a Renyi filter), but that is not proven of privacy loss distributions: so with
-    sampled rounds beside rounds of any other kind the Renyi bound decides.
+    Whoever starts a run chooses its noise and rate knowing what earlier runs released. A `budget`
+    holds against such a choice for Gaussian and for concentrated rounds, where one number is spent,
+    and for a Renyi filter, but that is not proven of privacy loss distributions: so with sampled
+    rounds beside rounds of any other kind the Renyi bound decides, at one order for the life of a
+    ledger, that of its `first` reservation.
+
+    Let A be the outcomes that end with rounds of one kind, and B those that end with several. Each
+    rule alone, stopped before what it refuses, gives (budget, delta), and on its own set the
+    process is the same as that one; so both together give (budget, 2 delta) at the most. Where no
+    choice depends on a release they give (budget, delta).
     """
     total = spent(reservations, delta)
     events = _events(reservations)
     sampled = any(isinstance(event, PoissonEvent) for event in events)
     if math.isinf(total) or not sampled or len(events) < 2:
         return total
-    odometer = RdpOdometer(delta)
-    for event in events:
-        odometer.spend(event)
-    return max(total, odometer.epsilon)
+    (alike,) = _events([first])
+    return max(total, filtered_epsilon(events, delta, alike, budget))
 
 
 def _events(reservations: Sequence[Reservation]) -> list[Event]:

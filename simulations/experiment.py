@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.accounting import MOST_EPSILON
+from common.constants import check_delta
 from common.contract import Trust
 from common.errors import InputError
 from common.masking import Terms
@@ -79,9 +80,8 @@ class Experiment:
             raise InputError(f"--epsilon must be positive and finite, not {self.epsilon}")
         if self.epsilon is not None and self.epsilon > MOST_EPSILON:
             raise InputError(f"--epsilon {self.epsilon:g} promises nothing", hint="10 is much")
-        if not 0.0 < self.delta < 1.0:
-            raise InputError(f"--delta must lie strictly between 0 and 1, not {self.delta}")
         check_sample_rate(self.sample_rate)
+        check_delta(self.delta, self.sample_rate, name="--delta")
         if self.backbone not in BACKBONES:
             raise InputError(
                 f"unknown backbone {self.backbone!r}", hint=f"one of {', '.join(BACKBONES)}"

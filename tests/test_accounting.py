@@ -167,6 +167,25 @@ def test_nothing_spent_is_zero_and_no_noise_is_infinite() -> None:
     assert epsilon([GaussianEvent(1e300, 2**53)], 1e-300) < 1e-200
 
 
+@pytest.mark.parametrize("delta", [1e-2, 0.1, 0.5])
+@pytest.mark.parametrize(
+    ("sigma", "rate"), [(500.0, 0.5), (50.0, 0.1), (1.0, 0.01), (0.3, 0.001), (500.0, 1.0)]
+)
+def test_where_delta_covers_all_epsilon_is_0_and_no_contradiction(
+    delta: float, sigma: float, rate: float
+) -> None:
+    found = cross_checked_epsilon([PoissonEvent(sigma, rate, 1)], delta)
+    assert found.epsilon == 0.0 <= found.second
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 5.0])
+def test_a_large_delta_is_no_contradiction(sigma: float, rate: float) -> None:
+    for delta in (0.05, 0.1, 0.5):
+        found = cross_checked_epsilon([PoissonEvent(sigma, rate, 10)], delta)
+        assert 0.0 <= found.epsilon < epsilon([PoissonEvent(sigma, rate, 10)], 1e-3)
+
+
 def test_an_extreme_delta_or_step_count_is_answered_from_above() -> None:
     for delta in (1e-300, 1e-13):
         sampled = cross_checked_epsilon([PoissonEvent(2.0, 0.1, 100)], delta)

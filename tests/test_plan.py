@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.special import logsumexp
 
+from common import constants
+from common.accounting import PoissonEvent, epsilon
 from common.errors import BudgetExceeded, InputError
 from common.ledger import Genesis, Ledger, verify
 from common.plan import PrivacyPlan, calibrate, epsilon_after
 from common.spending import reserved, spent
+from server.audit import accountant
 from tests.test_consent import contract, masked
 from tests.test_site import CONTRACT
 
@@ -142,6 +148,76 @@ def test_rounds_of_shared_noise_are_spent_as_concentrated_releases(tmp_path: Pat
     assert spent(gaussian, 1e-4) < 0.97 * total, "a Gaussian account would say too little"
 
 
+@pytest.mark.parametrize(("delta", "rate"), [(1e-20, 1.0), (9e-11, 0.5), (0.2, 0.2), (0.3, 0.2)])
+def test_a_delta_that_nobody_can_check_or_that_promises_nothing_is_refused(
+    delta: float, rate: float
+) -> None:
+    with pytest.raises(InputError):
+        calibrate(
+            epsilon=2.0, delta=delta, rounds=1, local_steps=1, max_grad_norm=1.0,
+            sample_rate=rate, public_denominator=1.0,
+        )  # fmt: skip
+    with pytest.raises(InputError):
+        dataclasses.replace(CONTRACT.privacy, delta=delta, sample_rate=rate)
+    if rate == 1.0:
+        with pytest.raises(InputError):
+            PrivacyPlan(2.0, delta)
+
+
+def test_the_auditor_resolves_every_delta_that_may_be_chosen() -> None:
+    assert constants.LEAST_DELTA == accountant.LEAST_DELTA
+    found = accountant.epsilon([accountant.Releases(4.0, 0.5, 10)], constants.LEAST_DELTA)
+    assert found.low <= epsilon([PoissonEvent(4.0, 0.5, 10)], constants.LEAST_DELTA) < math.inf
+
+
+# Few persons with little noise (low orders are best), or many with much (high ones).
+KINDS = ((0.7, 0.01), (1.0, 0.05), (1.5, 0.2), (3.0, 0.5), (8.0, 1.0))
+
+
+def filled(site: Path, kinds: Sequence[tuple[float, float]]) -> list[PoissonEvent]:
+    """What a ledger lets through: the first kind once, then the second till the budget ends."""
+    Ledger.create(site, Genesis(delta=1e-4, epsilon=4.0))
+    let: list[PoissonEvent] = []
+    for (noise, rate), most in zip(kinds, (1, 512), strict=True):
+        privacy = dataclasses.replace(CONTRACT.privacy, noise_multiplier=noise, sample_rate=rate)
+        steps = most
+        while steps and len(let) < most:
+            asked = dataclasses.replace(
+                CONTRACT, run_id=f"{len(let)}", privacy=privacy, local_steps=steps
+            )
+            try:
+                with Ledger.open(site) as ledger:
+                    PrivacyPlan(4.0, 1e-4).reserve(ledger, asked, 1, asked.run_id, secret=True)
+                let.append(PoissonEvent(noise, rate, steps))
+            except BudgetExceeded:
+                steps //= 2
+    return let
+
+
+def test_all_that_a_ledger_lets_through_fits_at_one_renyi_order(tmp_path: Path) -> None:
+    """Else each outcome could choose its own order, and delta would be spent once for each."""
+    orders = np.arange(2, 41)
+    fit = np.ones(len(orders), dtype=bool)
+    for number, second in enumerate(KINDS[1:]):
+        let = filled(tmp_path / f"{number}", (KINDS[0], second))
+        assert len(let) > 1, "a ledger that lets nothing through proves nothing"
+        divergence = sum(
+            np.array([renyi_step(event, int(order)) for order in orders]) * event.steps
+            for event in let
+        )
+        bound = divergence + np.log1p(-1 / orders) - np.log(1e-4 * orders) / (orders - 1)
+        fit &= bound <= 4.0 * (1 + 1e-6)
+    assert fit.any()
+
+
+def renyi_step(event: PoissonEvent, order: int) -> float:
+    """One step's divergence (Mironov, Talwar and Zhang 2019, section 3.3), term by term."""
+    q, sigma = event.sample_rate, event.noise_multiplier
+    k = np.arange(order + 1)
+    drawn = np.array([math.comb(order, int(one)) for one in k]) * q**k * (1 - q) ** (order - k)
+    return float(logsumexp((k * k - k) / 2 / sigma**2, b=drawn)) / (order - 1)
+
+
 @pytest.mark.parametrize("rate", [0.2, 1.0])
 def test_sampled_runs_beside_runs_of_other_noise_are_decided_by_the_renyi_bound(
     tmp_path: Path, rate: float
@@ -155,5 +231,6 @@ def test_sampled_runs_beside_runs_of_other_noise_are_decided_by_the_renyi_bound(
         with Ledger.open(site) as ledger:
             PrivacyPlan(50.0, 1e-4).reserve(ledger, contract, 1, run_id, secret=True)
         found = verify(site).reservations
-        tight, safe = spent(found, 1e-4), reserved(found, 1e-4)
+        tight = spent(found, 1e-4)
+        safe = reserved(found, 1e-4, first=found[0], budget=50.0)
         assert (safe > tight) == (run_id == "second")

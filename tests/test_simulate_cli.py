@@ -71,6 +71,8 @@ def is_one_clear_line(outcome: Outcome, code: int, words: str) -> bool:
         ({"no_privacy": True}, "exactly one of them"),
         ({"delta": 1}, "--delta must lie strictly between 0 and 1"),
         ({"delta": 0}, "--delta must lie strictly between 0 and 1"),
+        ({"delta": 9e-11}, "--delta 9e-11 is below 1e-10"),
+        ({"delta": 0.1, "sample_rate": 0.1}, "--delta 0.1 is not below the sample rate 0.1"),
         ({"sample_rate": 0}, "sample_rate"),
         ({"sites": 0}, "--sites"),
         ({"sites": 13, "persons": 12}, "13 sites but only 12 private persons"),
