@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from client.masked_site import MaskedSite, Question
 from client.preparation import PublicPart, Unprepared, load_public, store_public
 from client.site import Prepared, Site
+from client.telling import tell_round
 from common.config import digest, from_json
 from common.contract import Contract
 from common.errors import (
@@ -96,6 +97,7 @@ def make_app(open_site: Callable[[Context], OpenSite]) -> ClientApp:
 def _prepare(message: Message, opened: OpenSite) -> RecordDict:
     contract = _contract(message)
     opened.consent(contract)
+    opened.site.check_room(contract)
     state = {name: _tensor(array) for name, array in message.content.array_records["state"].items()}
     inputs = _tensor(message.content.array_records["public"]["inputs"])
     answer = RecordDict({"header": ConfigRecord({"format": FORMAT, "ready": digest(contract)})})
@@ -128,6 +130,7 @@ def _train(message: Message, opened: OpenSite) -> RecordDict:
     update = opened.site.train(
         prepared, part.contract, int(str(asked["round"])), torch.from_numpy(vector), part.id
     )
+    tell_round(opened.site, part.contract, update.round)
     arrays = update.arrays(layout_of(model()))
     return RecordDict(
         {
@@ -143,7 +146,9 @@ def _mask(message: Message, opened: OpenSite) -> RecordDict:
     def prepared() -> Prepared:
         return Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part))
 
-    update = _masking(opened).mask(prepared, part.contract, vector, part.id, _question(message))
+    question = _question(message)
+    update = _masking(opened).mask(prepared, part.contract, vector, part.id, question)
+    tell_round(opened.site, part.contract, question.request.round)
     return _masked(message, update)
 
 

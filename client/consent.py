@@ -10,6 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from common.app_bundle import app_hash, is_app_hash
 from common.config import from_toml
@@ -20,6 +21,11 @@ from common.masking.terms import Terms as MaskingTerms
 from common.plan import PrivacyPlan, epsilon_after
 from common.terms import Terms
 from common.vocabulary import BACKBONES
+
+_REMARKS: Final = {
+    "epsilon": "  # of all runs together; what the first start finds here is for good",
+    "epsilon_per_run": "  # of each run",
+}
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,23 @@ class SitePolicy:
             )
 
     @classmethod
-    def accepting(cls, terms: Terms) -> SitePolicy:
-        """Return the policy that allows one run on these terms, with the installed code."""
+    def accepting(cls, terms: Terms, total: float | None = None) -> SitePolicy:
+        """Return the policy that allows runs on these terms, with the installed code.
+
+        `total` is the epsilon of all runs together; without it there is enough for one run. Less
+        than one run costs is an InputError.
+        """
         training = terms.training
         if training.epsilon is None:
             raise InputError("the terms state no epsilon")
+        if total is not None and total < training.epsilon:
+            raise InputError(
+                f"a total of epsilon {total:g} is less than one run costs, {training.epsilon:g}",
+                hint="agree to more, or to nothing",
+            )
         return cls(
             backbones=(terms.backbone,),
-            epsilon=training.epsilon,
+            epsilon=training.epsilon if total is None else total,
             delta=training.delta,
             epsilon_per_run=training.epsilon,
             rounds_per_run=training.rounds,
@@ -108,7 +123,7 @@ class SitePolicy:
                 continue
             if isinstance(value, tuple):
                 value = "[" + ", ".join(f'"{entry}"' for entry in value) + "]"
-            lines.append(f"{name} = {value}")
+            lines.append(f"{name} = {value}{_REMARKS.get(name, '')}")
         return "\n".join(lines) + "\n"
 
     @property

@@ -27,6 +27,7 @@ from client.link import Delivery, ServerLink, Unreachable
 from client.node_state import NodeState
 from common.errors import Refused, StorageError
 from common.liveness import BEAT_EVERY
+from common.supervision import tell
 
 log = logging.getLogger("veilface.site")
 
@@ -35,6 +36,8 @@ _IDLE_POLL: Final = 1.0
 _BUSY_FOR: Final = 120.0
 _LONGEST_PAUSE: Final = 5.0
 _NOTE_EVERY: Final = 15.0
+_TROUBLE_AFTER: Final = 10.0
+_TROUBLE_EVERY: Final = 60.0
 
 
 class Node:
@@ -44,15 +47,18 @@ class Node:
         self,
         link: Callable[[], ServerLink],
         app: ClientApp,
-        policy: SitePolicy,
+        policy: Callable[[], SitePolicy],
         state: Path,
         stop: threading.Event,
     ) -> None:
-        """`link` opens a line to the server; `state` is the site's own directory."""
+        """`link` opens a line to the server, `policy` returns the one that holds, and `state` is
+        the site's own directory."""
         self._link, self._app, self._policy = link, app, policy
         self._state, self._stop = state, stop
         self._joined = 0
         self._noted_at = 0.0
+        self._told_joined = False
+        self._trouble: tuple[str, float, float] = ("", 0.0, 0.0)
 
     def run(self) -> None:
         """Join, answer messages, and leave; while the server is away, try again."""
@@ -66,20 +72,35 @@ class Node:
                     pause = _BUSY_POLL
                     self._serve(link)
                     link.leave()
-            except Unreachable as error:
-                log.warning("%s; trying again in %.1f s", error, pause)
-            except Refused as error:
-                log.error("%s; is this site on the server's roster? again in %.1f s", error, pause)
+            except (Unreachable, Refused) as error:
+                self._troubled(str(error))
             self._joined = 0
             self._stop.wait(pause)
             pause = min(2.0 * pause, _LONGEST_PAUSE)
         beats.join()
+
+    def _troubled(self, text: str) -> None:
+        """Log a trouble that does not pass by itself: once it lasts, and then not every second.
+
+        A server that has just been started, or restarts, is none.
+        """
+        known, since, told = self._trouble
+        now = time.monotonic()
+        if text != known:
+            since, told = now, 0.0
+        if now - since >= _TROUBLE_AFTER and (not told or now - told >= _TROUBLE_EVERY):
+            log.warning("%s; trying again", text)
+            told = now
+        self._trouble = (text, since, told)
 
     def _join(self, link: ServerLink) -> None:
         before = NodeState.read(self._state)
         self._joined = link.join(before.node_id if before else None)
         self._noted_at = 0.0
         self._contact()
+        if self._trouble[2] or not self._told_joined:
+            tell("joined, and waits for what the server asks")
+        self._told_joined, self._trouble = True, ("", 0.0, 0.0)
         log.info("joined as node %d", self._joined)
 
     def _contact(self) -> None:
@@ -122,7 +143,7 @@ class Node:
             log.info("a message of a run that has ended was left: %s", error)
             return None
         try:
-            self._policy.check_code(app)
+            self._policy().check_code(app)
         except Refused as error:
             log.error("refused: %s", error)
             return Message(

@@ -119,6 +119,18 @@ class Site:
         released = self.release(contract, round_, f"{model_id} {public_id}", compute)
         return Update(contract.run_id, model_id, round_, np.frombuffer(released, dtype=np.float32))
 
+    def check_room(self, contract: Contract) -> None:
+        """Raise BudgetExceeded unless the budget has room for the whole of a run; spends nothing.
+
+        A run that was begun here counts as one that is still to be paid.
+        """
+        with Ledger.open(self.directory) as ledger:
+            Outbox(self.directory).check(ledger)
+            self.plan.check_against(ledger)
+            with self.odometer.locked():
+                elsewhere = self.odometer.of_others(ledger)
+            self.plan.check_room(ledger.reservations, contract, elsewhere)
+
     def release(
         self, contract: Contract, round_: int, question: str, compute: Callable[[bytes], bytes]
     ) -> bytes:

@@ -43,6 +43,7 @@ def policy_command(bundle: Path) -> None:
 @click.option("--state", type=_FOLDER, help="Ledger and state [default: the user's data folder].")
 @click.option("--policy", type=click.Path(exists=True, path_type=Path), help="What is agreed to.")
 @click.option("--accept-terms", is_flag=True, help="Agree to what the bundle proposes.")
+@click.option("--epsilon-total", type=float, help="With --accept-terms: of all runs, for good.")
 @click.option("--server", metavar="HOST:PORT", help="Instead of the address in the bundle.")
 @click.option("--weights", type=click.Path(exists=True, path_type=Path, resolve_path=True))
 @click.option("--aligned", is_flag=True, help="The images are aligned chips already.")
@@ -60,6 +61,7 @@ def up_command(
     state: Path | None,
     policy: Path | None,
     accept_terms: bool,
+    epsilon_total: float | None,
     server: str | None,
     weights: Path | None,
     aligned: bool,
@@ -70,6 +72,10 @@ def up_command(
     """Run this site until it is stopped."""
     if policy is not None and accept_terms:
         raise InputError("give one of --policy and --accept-terms")
+    if epsilon_total is not None and not accept_terms:
+        raise InputError(
+            "--epsilon-total belongs to --accept-terms", hint="a policy states its own"
+        )
     if not data.is_dir():
         raise InputError(f"{data} is no folder")
     data = _settled(data, allow_duplicates=allow_duplicates)
@@ -85,7 +91,7 @@ def up_command(
         odometer,
         allow_duplicates=allow_duplicates,
     )
-    settle_policy(opened.bundle, folder.state, policy, accept=accept_terms)
+    settle_policy(opened.bundle, folder.state, policy, accept=accept_terms, total=epsilon_total)
     verbose = bool(context.find_root().params.get("verbose"))
     up(opened, SiteOptions(folder, server, verbose))
 
@@ -128,10 +134,13 @@ def status_command(
     policy, node, report = SitePolicy.read(policy_path(where)), NodeState.read(where), verify(where)
     # The lines of a damaged ledger that can be read are less than what was spent.
     epsilon = spent(report.reservations, policy.delta) if report.ok else None
+    made_for = report.genesis.epsilon if report.genesis else policy.epsilon
+    budget = min(policy.epsilon, made_for)  # a ledger's own is for good, whatever a policy says
     others = elsewhere_of(odometer or default_odometers(), where) if report.ok else ()
     total = None if epsilon is None else policy.spent_elsewhere or 0.0
     if total is not None:
         total += spent((*others, *report.reservations), policy.delta)
+    left = None if total is None else max(0.0, budget - total)
     runs = {r.run_id: sum(o.run_id == r.run_id for o in report.reservations)
             for r in report.reservations}  # fmt: skip
     status = {
@@ -141,8 +150,10 @@ def status_command(
         "ledger_ok": report.ok,
         "epsilon_spent": epsilon,
         "epsilon_of_all_federations": total,
-        "epsilon_left": None if total is None else max(0.0, policy.epsilon - total),
-        "epsilon": policy.epsilon,
+        "epsilon_left": left,
+        "epsilon": budget,
+        "epsilon_policy": policy.epsilon,
+        "epsilon_ledger": made_for,
         "delta": policy.delta,
         "rounds_by_run": runs,
     }
@@ -154,10 +165,17 @@ def status_command(
     click.echo(f"ledger: {'ok' if report.ok else 'DAMAGED; see veilface ledger verify'}")
     click.echo(
         f"epsilon spent {'unknown' if epsilon is None else epsilon_in_words(epsilon)} "
-        f"of {policy.epsilon:g} at delta {policy.delta:g} "
+        f"of {budget:g} at delta {policy.delta:g} "
         "(one person, all their images, added or removed)"
     )
     if total is not None and total != epsilon:
         click.echo(f"with all other federations of these faces: {epsilon_in_words(total)}")
+    if policy.epsilon != made_for:
+        click.echo(f"  the policy says {policy.epsilon:g}, the ledger was made for {made_for:g}")
+    if left is not None and left < policy.epsilon_per_run * (1.0 - 1e-9):
+        click.echo(
+            f"  a run may spend {policy.epsilon_per_run:g} here and {left:.4f} are left: this "
+            "site says no to new runs (docs/budget.md)"
+        )
     for run_id, rounds in runs.items():
         click.echo(f"  run {run_id}: {plural(rounds, 'round')}")

@@ -64,19 +64,27 @@ def policy_path(state: Path) -> Path:
     return state / POLICY
 
 
-def settle_policy(bundle: Bundle, state: Path, given: Path | None, *, accept: bool) -> SitePolicy:
+def settle_policy(
+    bundle: Bundle, state: Path, given: Path | None, *, accept: bool, total: float | None = None
+) -> SitePolicy:
     """Return the policy that holds here; without one the site takes part in nothing.
 
-    A given file is taken in; `accept` takes the terms of the bundle. What was settled before is
-    never replaced by other terms unasked.
+    A given file is taken in; `accept` takes the terms of the bundle, with `total` as the epsilon of
+    all runs together, which has to be said the first time. What was settled before is never
+    replaced by other terms unasked, and nothing that allows more than the ledger is taken in.
     """
     path = policy_path(own_directory(state, OURS))
     if given is not None:
         policy = SitePolicy.read(given)
+        _fits(policy, state)
         write_private(path, given.read_bytes())
     elif accept:
-        policy = SitePolicy.accepting(terms_of(bundle))
-        if path.exists() and SitePolicy.read(path) != policy:
+        before = SitePolicy.read(path) if path.exists() else None
+        if total is None and before is None:
+            raise _no_total(terms_of(bundle))
+        kept = None if before is None else before.epsilon
+        policy = SitePolicy.accepting(terms_of(bundle), kept if total is None else total)
+        if before is not None and before != policy:
             raise Refused(
                 f"the terms differ from {path}, which was agreed to before",
                 hint="compare with `veilface site policy`, and give the one you want by --policy",
@@ -92,6 +100,21 @@ def settle_policy(bundle: Bundle, state: Path, given: Path | None, *, accept: bo
         )
     policy.check_installed()
     return policy
+
+
+def _fits(policy: SitePolicy, state: Path) -> None:
+    if (state / Ledger.FILE_NAME).exists():
+        with Ledger.open(state) as ledger:
+            policy.plan.check_against(ledger)
+
+
+def _no_total(terms: Terms) -> InputError:
+    once = terms.training.epsilon or 0.0
+    return InputError(
+        "how much may all runs together spend of these people's privacy, for good?",
+        hint=f"--epsilon-total {once:g} is one run of these terms, {3 * once:g} three; "
+        "the ledger never takes more",
+    )
 
 
 def admitted(bundle: Bundle, state: Path) -> Roster:

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from client.agreement import Agreement
 from client.app import make_app
 from client.consent import SitePolicy
-from client.folder import open_folder
 from client.folder_config import FolderConfig
 from client.link import ServerLink
 from client.masked_site import Identity
@@ -35,8 +35,7 @@ def main() -> NoReturn:
 
     def body() -> None:
         bundle = open_from_stdin(given.bundle)
-        policy = SitePolicy.read(policy_path(given.state))
-        policy.check_installed()
+        SitePolicy.read(policy_path(given.state)).check_installed()
         folder = FolderConfig(
             data=given.data,
             state=given.state,
@@ -46,11 +45,11 @@ def main() -> NoReturn:
             odometer=given.odometer,
             allow_duplicates=given.allow_duplicates,
         )
-        opened = open_folder(folder, policy, Identity.of(bundle, given.state))
+        agreed = Agreement(folder, Identity.of(bundle, given.state))
         if stays_here(address := given.server or bundle.manifest.server):
             without_proxy(host_of(address))
         link = partial(ServerLink, bundle, given.server)
-        Node(link, make_app(lambda context: opened), policy, given.state, stop).run()
+        Node(link, make_app(lambda context: agreed.site()), agreed.policy, given.state, stop).run()
 
     run_part(body, verbose=given.verbose)
 

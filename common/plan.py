@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from common.accounting import cross_checked_epsilon, noise_multiplier_for
@@ -53,6 +54,10 @@ def calibrate(
         )
     )
     return Privacy(epsilon, delta, noise, max_grad_norm, sample_rate, public_denominator)
+
+
+# A search over compositions; a site is asked for the same again and again.
+_noise_for = lru_cache(maxsize=16)(noise_multiplier_for)
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,52 @@ class PrivacyPlan:
             mechanism=contract.mechanism,
             shares=1 if contract.masking is None else contract.masking.terms.honest,
             check=lambda reservations: self._check(reservations, others, ledger.genesis.epsilon),
+        )
+
+    def check_room(
+        self,
+        reservations: Sequence[Reservation],
+        contract: Contract,
+        elsewhere: Sequence[Reservation] = (),
+    ) -> None:
+        """Raise BudgetExceeded unless a whole run has room beside what other runs reserved, and
+        `elsewhere`, on the same data, other ledgers.
+
+        Nothing is spent by asking, so whoever asks again and again, for runs of all sizes, could
+        find what is left by halving. Therefore the run counts as the largest that the site allows:
+        the answer is the same for every run, and changes once in the life of a budget.
+        """
+        others = [*elsewhere, *(one for one in reservations if one.run_id != contract.run_id)]
+        if (others or self.elsewhere) and not self.allow_not_private:
+            run = self._largest(contract)
+            total = reserved(
+                (*others, run), self.delta, first=(*reservations, run)[0], budget=self.epsilon
+            )
+            self._within(total, self.epsilon - self.elsewhere, "the site's budget")
+
+    def _largest(self, contract: Contract) -> Reservation:
+        """The run that spends what the site allows a run, as one release of the same mechanism."""
+        privacy, masking = contract.privacy, contract.masking
+        steps = contract.rounds * contract.local_steps if privacy.sample_rate < 1.0 else 1
+        noise = _noise_for(
+            self.epsilon_per_run or privacy.epsilon or self.epsilon,
+            self.delta,
+            steps,
+            privacy.sample_rate,
+            concentrated=masking is not None,
+        )
+        return Reservation(
+            seq=0,
+            run_id=contract.run_id,
+            round=1,
+            noise_multiplier=noise,
+            sample_rate=privacy.sample_rate,
+            steps=steps,
+            max_grad_norm=privacy.max_grad_norm,
+            request_digest="",
+            private=True,
+            mechanism=contract.mechanism,
+            shares=1 if masking is None else masking.terms.honest,
         )
 
     def _check(

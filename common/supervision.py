@@ -23,6 +23,7 @@ from common.config import to_json
 from common.errors import InputError, VeilfaceError
 from common.storage import LOCK, make_private_directory
 
+_TOLD: Final = logging.getLogger("veilface.told")
 # A killed supervisor's parts are killed with it; the largest takes a moment to be gone.
 _PARTS_END_WITHIN: Final = 20.0
 
@@ -34,6 +35,7 @@ class Part:
     Attributes:
         command: program and arguments; no secret is ever among them.
         listens: HOST:PORT that must take connections before the next part starts; empty for none.
+        writes: file that the part must have written before the next one starts; empty for none.
         secret: written to its standard input, which is then closed.
     """
 
@@ -41,6 +43,7 @@ class Part:
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     listens: str = ""
+    writes: str = ""
     secret: str = field(default="", repr=False)
 
 
@@ -138,6 +141,16 @@ def become_supervisor(supervision: Supervision) -> NoReturn:
     os.execv(command[0], command)
 
 
+def tell(text: str) -> None:
+    """Say what a part did as it should, in one line; nobody hears it but of a part."""
+    _TOLD.info("%s", text)
+
+
+def listened_to() -> bool:
+    """Whether `tell` is heard: what nobody hears need not be worked out."""
+    return _TOLD.isEnabledFor(logging.INFO)
+
+
 def stop_on_signals() -> threading.Event:
     """Return an event that SIGTERM and SIGINT set; for the main thread."""
     stop = threading.Event()
@@ -158,6 +171,12 @@ def run_part(body: Callable[[], None], *, verbose: bool) -> NoReturn:
         format="%(levelname)s %(name)s: %(message)s",
         force=True,  # libraries set up the root logger when they are imported
     )
+    if not _TOLD.handlers:
+        plain = logging.StreamHandler()
+        plain.setFormatter(logging.Formatter("veilface: %(message)s"))
+        _TOLD.addHandler(plain)
+        _TOLD.propagate = False
+    _TOLD.setLevel(logging.INFO)
     for noisy in ("flwr", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING if verbose else logging.ERROR)
     try:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from common.config import from_json
@@ -32,7 +33,7 @@ _FINAL: Final = (2, 3)
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 15.0
 _SETTLED_AFTER: Final = 60.0
-_READY_WITHIN: Final = 60.0
+_READY_WITHIN: Final = 180.0
 _GRACE: Final = 15.0
 _PR_SET_PDEATHSIG: Final = 1
 # Whoever listens everywhere is reached at home.
@@ -99,7 +100,8 @@ def _die_with(parent: int) -> None:
 
 def _wait_until_ready(one: _Running, stop: threading.Event) -> None:
     deadline = time.monotonic() + _READY_WITHIN
-    while not stop.is_set() and not _listens(one.part.listens):
+    began = time.time()
+    while not stop.is_set() and not (_listens(one.part.listens) and _wrote(one.part, began)):
         code = one.process.poll()
         if code is not None:
             log.error("%s ended with code %d while starting", one.part.name, code)
@@ -137,6 +139,16 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _wrote(part: Part, since: float) -> bool:
+    """Whether a part has written its file; 2 s allow for a disk that keeps time less exactly."""
+    if not part.writes:
+        return True
+    try:
+        return Path(part.writes).stat().st_mtime > since - 2.0
+    except OSError:
+        return False
 
 
 def _listens(address: str) -> bool:

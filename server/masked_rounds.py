@@ -140,6 +140,10 @@ class MaskedRounds:
             raise UpdateRejected(f"{name} advertises as {found.site}")
         self._sites[node] = found
 
+    def under_way(self, round_: int, parameters: NDArray[np.float32]) -> bool:
+        """Return whether this round was asked before, at the same parameters float32 [d]."""
+        return self._kept(round_, model_id_of(self._contract.run_id, parameters)) is not None
+
     def collect(
         self, round_: int, parameters: NDArray[np.float32], nodes: Iterable[int]
     ) -> Collected:

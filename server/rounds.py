@@ -26,6 +26,7 @@ from common.errors import InputError, Refused, UpdateRejected, VeilfaceError
 from common.layout import Layout
 from common.npy import from_npy, to_npy
 from common.parameters import pieces
+from common.roster import Roster
 from common.terms import check_masked
 from common.update import (
     Expected,
@@ -42,6 +43,8 @@ from server.optimizer import OptimizerConfig, OptimizerState, advance
 
 _CONNECT_SECONDS: Final = 300.0
 _POLL_SECONDS: Final = 0.5
+# What a site says that will say the same again until somebody changes its policy.
+_NO: Final = ("refused: budget", "refused: contract")
 UNDER_WAY: Final = "masked-round.json"
 Evaluate = Callable[[int, NDArray[np.float32]], dict[str, float]]
 
@@ -112,13 +115,16 @@ def run_rounds(
     for round_ in range(done.state.round + 1, contract.rounds + 1):
         started = time.monotonic()
         nodes = _connected(grid, federation)
-        observer.round_started(round_, nodes)
         if masked is not None and masked.renew():
             prepared.clear()
         new = [node for node in nodes if node not in prepared]
         unready = _prepare(grid, federation, new, masked) if new else {}
         ready = [node for node in nodes if node not in unready]
         parameters = done.state.global_parameters()
+        under_way = masked is not None and masked.under_way(round_, parameters)
+        if len(ready) < federation.minimum_sites and not under_way:
+            _too_few(round_, nodes, unready, federation.minimum_sites, parties)
+        observer.round_started(round_, ready)
         if masked is None:
             found = _collect(grid, federation, parameters, round_, ready)
         else:
@@ -185,6 +191,34 @@ def _masked(
     if federation.weights:
         raise InputError("a masked sum has no weights", hint="trust local, or no weights")
     return MaskedRounds(grid, federation.contract, parties, federation.timeout, path)
+
+
+def _too_few(
+    round_: int,
+    nodes: list[int],
+    unready: Mapping[int, str],
+    minimum: int,
+    parties: Parties | None,
+) -> NoReturn:
+    """Stop before anyone is asked for an update; a run that has not begun and that too many sites
+    said no to is Refused, since it would only wait for them for ever."""
+    names = {node: (parties and parties.name_of(node)) or f"node {node}" for node in unready}
+    reasons = "; ".join(sorted(f"{names[node]}: {reason}" for node, reason in unready.items()))
+    message = f"{len(nodes) - len(unready)} sites can take part, {minimum} are needed: {reasons}"
+    members = len(nodes)
+    if parties is not None:
+        members = max(members, len(Roster.read(parties.roster(), parties.key).sites))
+    no = sum(reason in _NO for reason in unready.values())
+    if round_ == 1 and members - no < minimum:
+        raise Refused(
+            f"too few sites say yes to this run, and nobody has spent anything on it: {message}",
+            hint="each site's own log says why it said no",
+        )
+    if unready and all(reason == "refused: budget" for reason in unready.values()):
+        raise Refused(f"round {round_}: {message}", hint="the sites' privacy budget is spent")
+    raise RoundFailed(
+        f"round {round_}: {message}", hint="each site's own log says why; mend it, then resume"
+    )
 
 
 def _stop(round_: int, found: Collected, rejected: list[tuple[int, str]], minimum: int) -> NoReturn:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -15,7 +16,15 @@ from common.liveness import DROP_AFTER
 from common.supervision import is_running
 from common.terms import Terms, read_terms
 from common.web.server import host_and_port
-from server.deployment.folder import ENDED, Progress, RunFolder, RunRequest, ServerFolder, to_dict
+from server.deployment.folder import (
+    ENDED,
+    Contacts,
+    Progress,
+    RunFolder,
+    RunRequest,
+    ServerFolder,
+    to_dict,
+)
 from server.deployment.status import versions
 from server.deployment.up import accept_roster, up
 from server.report.utility import read_utility
@@ -24,6 +33,7 @@ from server.report.wording import epsilon as epsilon_in_words
 from server.report.wording import percent
 from server.token_cli import token
 
+_LOOKED_WITHIN: Final = timedelta(seconds=30)
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=True)
 
@@ -103,7 +113,7 @@ def run_command(
     if not is_running(state):
         click.echo(f"run {run.name} is on the list; no server is up in {state}", err=True)
     if not detach:
-        _watch(run)
+        _watch(folder, run)
     _say(run, as_json)
 
 
@@ -166,11 +176,11 @@ def status_command(state: Path, as_json: bool) -> None:
         }
         click.echo(json.dumps(status))
         return
-    click.echo(f"{roster.federation}: {'up' if is_running(state) else 'not running'}")
+    click.echo(f"{roster.federation}: {_health(state, contacts)}")
     for site in contacts.sites if contacts else ():
         click.echo(f"  {site.site}: {site.state}{f', heard {site.heard}' if site.heard else ''}")
     for run, progress in runs:
-        click.echo(_line(run, progress))
+        click.echo(_line(folder, run, progress))
         for part in progress.sites if progress else ():
             counts = ", ".join(f"{count} {why}" for why, count in part.rejections.items())
             click.echo(
@@ -178,6 +188,19 @@ def status_command(state: Path, as_json: bool) -> None:
                 f"{epsilon_in_words(part.epsilon)}{f'; not used: {counts}' if counts else ''}"
                 f"{f'; last: {part.refused}' if part.refused else ''}"
             )
+
+
+def _health(state: Path, contacts: Contacts | None) -> str:
+    """Whether the server works: it looks at its sites every few seconds, if it can."""
+    if not is_running(state):
+        return "not running"
+    looked = contacts.looked if contacts else ""
+    if not looked:
+        return "starting"
+    then = datetime.strptime(f"{looked}+0000", "%Y-%m-%dT%H:%M:%SZ%z")
+    if datetime.now(UTC) - then < _LOOKED_WITHIN:
+        return "up"
+    return f"up, but it has not reached its SuperLink since {looked}; its log says why"
 
 
 def _terms(folder: ServerFolder, config: Path | None) -> Terms:
@@ -195,24 +218,25 @@ def _terms(folder: ServerFolder, config: Path | None) -> Terms:
     return bundled
 
 
-def _watch(run: RunFolder) -> None:
-    told: tuple[object, ...] = ()
+def _watch(folder: ServerFolder, run: RunFolder) -> None:
+    told = ""
     while True:
         progress = run.progress()
         state = run.state(progress)
-        now = (state, *((progress.round, progress.why) if progress else ()))
-        if now != told:
-            click.echo(_line(run, progress), err=True)
-            told = now
+        line = _line(folder, run, progress)
+        if line != told:
+            click.echo(line, err=True)
+            told = line
         if state in ENDED:
             return
         time.sleep(0.3)
 
 
-def _line(run: RunFolder, progress: Progress | None) -> str:
+def _line(folder: ServerFolder, run: RunFolder, progress: Progress | None) -> str:
     state = run.state(progress)
     if progress is None:
-        return f"run {run.name}: {state}"
+        why = f" {folder.waits_for(run)}" if state == "waiting" else ""
+        return f"run {run.name}: {state}{why}"
     why = f" ({progress.why})" if progress.why else ""
     scores = "".join(f", {name} {value:.3f}" for name, value in progress.scores.items())
     return (

@@ -141,7 +141,7 @@ def federated(root: Path, people: Path, rounds: int) -> Iterator[Federated]:
         made.start(
             "a", "site", "up", "--bundle", str(made.bundle("a")), "--data", str(root / "a"),
             "--state", str(root / "a.state"), "--cache", str(root / "a.cache"), "--aligned",
-            "--odometer", str(root / "a.odometer"), "--accept-terms",
+            "--odometer", str(root / "a.odometer"), "--accept-terms", "--epsilon-total", "8",
         )  # fmt: skip
         wait_for(made.port)
         yield made

@@ -223,6 +223,7 @@ class Rig:
             name, BIN / "veilface", "--verbose", "site", "up", *self.options,
             "--bundle", self.bundle(name), "--state", self.state(name),
             "--data", self.root / data, "--aligned", "--odometer", self.odometer(name), *options,
+            *(("--epsilon-total", 8) if "--accept-terms" in options else ()),
         )  # fmt: skip
 
     def odometer(self, name: str) -> Path:

@@ -13,7 +13,7 @@ from tests.provisioning_rig import archive, make
 
 COMMANDS = {
     "server up": ("server", ("server", "up", "--state", "state")),
-    "site up": ("a", ("site", "up", "--data", "data", "--accept-terms")),
+    "site up": ("a", ("site", "up", "--data", "data", "--accept-terms", "--epsilon-total", "9")),
     "audit statement": ("a", ("audit", "statement", "data", "--out", "out")),
     "audit report": ("server", ("audit", "report", "data", "--out", "out")),
 }

@@ -24,6 +24,7 @@ from tests.deployment_rig import Rig, command, training
 from tests.process_rig import BIN
 
 TERMS = training(rounds=4)
+TOTAL = ("--epsilon-total", 2)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def refused(code: int, word: str, *arguments: object) -> None:
 def site(rig: Rig, *more: object, bundle: str = "a") -> tuple[object, ...]:
     return (
         "site", "up", "--bundle", rig.bundle(bundle), "--data", rig.root / "one",
-        "--state", rig.state("a"), *more,
+        "--state", rig.state("a"), *more, *(TOTAL if "--accept-terms" in more else ()),
     )  # fmt: skip
 
 

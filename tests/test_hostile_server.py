@@ -103,10 +103,12 @@ def attack(people_folder: Path, experiment: Experiment, tmp_path: Path) -> Itera
     made = build(experiment, "r", tmp_path / "unused", gather(experiment)).federation
     policy = SitePolicy(("lenet",), 4.0, 1e-4, 4.0, 3, ("local",), 0, 0, (app_hash(),))
     state, stop, server = tmp_path / "state", threading.Event(), HostileServer()
-    opened = open_folder(FolderConfig(people_folder, state, aligned=True), policy)
+    opened = open_folder(
+        FolderConfig(people_folder, state, aligned=True, odometer=tmp_path / "odometer"), policy
+    )
     with server.up(Bundle.read(archive(fed, "server")), tmp_path / "server"):
         link = partial(ServerLink, Bundle.read(archive(fed, "a")), server.address)
-        node = Node(link, make_app(lambda context: opened), policy, state, stop)
+        node = Node(link, make_app(lambda context: opened), lambda: policy, state, stop)
         thread = threading.Thread(target=node.run)
         thread.start()
         yield Attack(server, thread, state, made)
@@ -160,9 +162,9 @@ def test_however_a_server_asks_a_site_releases_once_a_round_and_within_its_budge
     for round_ in (0, -1, 4, 10**9):
         assert refusal(attack.train(fair, round_)) is not None
     renamed = dataclasses.replace(fair, run_id="r2")
-    attack.prepare(renamed)
+    assert refusal(attack.prepare(renamed)) == "budget", "another name brings no other budget"
     others = [refusal(attack.train(renamed, round_)) for round_ in (1, 2, 3)]
-    assert "budget" in others, "another name for the run brings no other budget"
+    assert others == ["unprepared"] * 3
     released = attack.spent()
     assert len(set(released)) == len(released) and released[:2] == [("r", 1), ("r", 2)]
 

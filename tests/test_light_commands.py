@@ -63,7 +63,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     create(place / "fed", settings, ("a", "b"), OPEN, contract=terms)
     bundle = archive(place / "fed", "server")
     install(OpenedBundle(Bundle.read(bundle), bundle, None), place / "server")
-    settle_policy(Bundle.read(archive(place / "fed", "a")), place / "site", None, accept=True)
+    settle_policy(
+        Bundle.read(archive(place / "fed", "a")), place / "site", None, accept=True, total=4.0
+    )
     Ledger.create(place / "site", Genesis(delta=1e-4, epsilon=2.0))
     lock = KeyFileLock.create(place / "key")
     Vault.create(str(place / "vault.db"), lock, model_id="0" * 64, dim=8).close()

@@ -81,11 +81,12 @@ class Coordinator:
     def _keep_registry(self) -> None:
         with self._inside.control() as control:
             registry = Registry(self._folder, control)
-            while not self._stop.wait(_REGISTRY_EVERY):
+            while not self._stop.is_set():
                 try:
                     registry.look()
                 except (httpx.HTTPError, VeilfaceError) as error:
                     log.warning("the list of sites could not be looked at: %s", error)
+                self._stop.wait(_REGISTRY_EVERY)
 
     def _carry(self, run: RunFolder) -> None:
         """Run what is left of a run; whatever stops it is told in its progress."""
@@ -94,6 +95,8 @@ class Coordinator:
             journal.end("cancelled", "by the operator")
             return
         try:
+            if self._ready is None or self._ready[0] != run.name:
+                journal.waits("reading the public faces and training on them")
             ready = self._made_ready(run)
             journal.begin(ready.federation.contract)
             self._train(run, ready, journal)

@@ -145,6 +145,10 @@ class ServerFolder:
         return self.path / "superlink.db"
 
     @property
+    def sites(self) -> Path:
+        return self.path / "sites.json"
+
+    @property
     def inside(self) -> Path:
         return self.path / "inside"
 
@@ -174,11 +178,11 @@ class ServerFolder:
 
     def contacts(self) -> Contacts | None:
         """Return who was heard of when; None before the first look."""
-        return read_json(Contacts, self.path / "sites.json")
+        return read_json(Contacts, self.sites)
 
     def keep_contacts(self, contacts: Contacts) -> None:
         """Replace who was heard of; that is soon looked up anew, so need not be durable."""
-        write_private(self.path / "sites.json", to_json(contacts).encode(), durable=False)
+        write_private(self.sites, to_json(contacts).encode(), durable=False)
 
     def run(self, run_id: str) -> RunFolder:
         """Return a run's folder; a name that is none is an InputError."""
@@ -190,6 +194,13 @@ class ServerFolder:
         """Yield the runs in the order in which they were asked for."""
         found = [RunFolder(path.parent) for path in self.path.glob("runs/*/request.json")]
         yield from sorted(found, key=lambda run: (run.request().asked, run.path.name))
+
+    def waits_for(self, run: RunFolder) -> str:
+        """Return what a run waits for that nobody has begun."""
+        before = next((one for one in self.runs() if not one.ended), run)
+        if before.name != run.name:
+            return f"for run {before.name}, which was asked for first"
+        return "for the server to take it up"
 
     def ask(self, request: RunRequest) -> RunFolder:
         """Put a request on the list; the same one again is the same run, another is refused."""

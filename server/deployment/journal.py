@@ -43,6 +43,10 @@ class Journal:
         self._told = Told(contract, asked, records)
         self._tell("running", "")
 
+    def waits(self, why: str) -> None:
+        """Note for what the run waits, which is nothing to worry about."""
+        self._tell("waiting", why)
+
     def counted(self, here: Mapping[int, str]) -> None:
         """Note which sites live, by node id: while there are too few, the run waits."""
         self._begun.asked.meet(here)

@@ -51,9 +51,10 @@ def up(
         inside = Inside.make(folder.inside)
         parts = (
             inside.part(folder.superlink),
+            # It makes the sites known to SuperLink, which turns away all others.
+            _coordinator(folder, inside, verbose),
             _front(opened, folder, inside, listen),
             _page(opened, folder, page),
-            _coordinator(folder, inside, verbose),
         )
         become_supervisor(Supervision(parts, lock, str(inside.directory), verbose))
 
@@ -84,4 +85,4 @@ def _coordinator(folder: ServerFolder, inside: Inside, verbose: bool) -> Part:
         *("--inside", str(inside.directory), "--port", str(inside.port)),
         *(["--verbose"] if verbose else []),
     ]
-    return Part("coordinator", tuple(command))
+    return Part("coordinator", tuple(command), writes=str(folder.sites))

@@ -106,7 +106,8 @@ def _ours(root: Path, work: Path) -> list[float]:
             site = [
                 *(veilface, "site", "up", "--bundle", str(bundles / f"bench-{name}.tar.gz")),
                 *("--data", str(root / name), "--state", str(work / name)),
-                *("--accept-terms", "--aligned", "--odometer", str(work / "odometer")),
+                *("--accept-terms", "--epsilon-total", "10", "--aligned"),
+                *("--odometer", str(work / "odometer")),
             ]
             running.enter_context(_process(site, work / f"{name}.log", work))
         _do(
