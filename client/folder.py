@@ -15,13 +15,10 @@ from client.consent import SitePolicy
 from client.folder_config import FolderConfig
 from client.masked_site import Identity, MaskedSite
 from client.odometer import kept_or_stated
-from client.preparation import PublicPart
+from client.preparation import PublicPart, rows_of
 from client.site import Site
-from common.backbones.adapter import PublicStatistics
 from common.backbones.base import Backbone
 from common.backbones.registry import create
-from common.backbones.split import split
-from common.backbones.weights import model_id
 from common.chip_cache import ChipCache
 from common.dataset import ChipSet, SubjectFolder, images_of, list_subjects, load_chips
 from common.detection import DlibDetector
@@ -67,23 +64,11 @@ class _Folder:
     def rows(self, part: PublicPart) -> Rows:
         """Return the backbone cut for a run; model and persons share it."""
         if self._rows is None or self._rows[0] is not part:
-            self._rows = (part, self._cut(part))
+            self._rows = (
+                part,
+                rows_of(part, _backbone(part.contract.backbone, self._config.weights)),
+            )
         return self._rows[1]
-
-    def _cut(self, part: PublicPart) -> Rows:
-        """Cut this site's own backbone and load the public state that the server sent."""
-        contract = part.contract
-        backbone = _backbone(contract.backbone, self._config.weights)
-        adapter = contract.train_set == "adapter"
-        statistics = PublicStatistics.in_state(part.state) if adapter else None
-        parts = split(backbone, contract.train_set, statistics)
-        if model_id(dict(parts.frozen.state_dict())) != contract.frozen_id:
-            raise Refused("the frozen part of the model differs from the agreed one")
-        try:
-            parts.trainable.load_state_dict(dict(part.state))
-        except RuntimeError as error:
-            raise Refused(f"the server's model does not fit {contract.backbone}") from error
-        return Rows(backbone, parts, contract.train_set)
 
     def persons(self, part: PublicPart) -> Persons:
         """Return this site's persons, frozen features computed; they are kept for the run."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from client.book_keeping import book_keeping, supports_book_keeping
+from client.moments import person_moments
 from common.losses import PersonBatch, PersonLoss, PublicSide
 from common.mechanism import ClippedSum, clip_by_person
 from common.parameters import layout_of, trainable_parameters
@@ -93,6 +94,8 @@ def choose_engine(model: nn.Module, train_set: TrainSet) -> GradientEngine:
     Book-keeping's work grows with the square of a feature map's places: it is for the small maps
     at a network's end, not for `full`, which starts at the pixels.
     """
+    if train_set == "statistics":
+        return person_moments
     if train_set != "full" and supports_book_keeping(model):
         return book_keeping
     if layout_of(model).dimension <= _VMAP_PARAMETERS:
@@ -108,5 +111,7 @@ ENGINES: Final[dict[str, GradientEngine]] = {
 
 
 def engine_name(engine: GradientEngine) -> str:
-    """Return the name of an engine as `ENGINES` has it."""
+    """Return the name of an engine as `ENGINES` has it; that of statistics is `moments`."""
+    if engine is person_moments:
+        return "moments"
     return next(name for name, known in ENGINES.items() if known is engine)

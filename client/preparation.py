@@ -22,9 +22,13 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from common.backbones.base import Backbone
+from common.backbones.split import known_of, split
+from common.backbones.weights import model_id
 from common.config import digest, from_json, to_json
 from common.contract import Contract
-from common.errors import InputError
+from common.embedding import Rows
+from common.errors import InputError, Refused
 from common.storage import make_private_directory, write_private
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -102,3 +106,20 @@ def _load(directory: Path, name: str) -> PublicPart:
         raise Unprepared(f"the public part {name[:12]!r} was stored for another contract")
     inputs = tensors.pop("inputs")
     return PublicPart(contract, {k.removeprefix("state."): v for k, v in tensors.items()}, inputs)
+
+
+def rows_of(part: PublicPart, backbone: Backbone) -> Rows:
+    """Cut this site's own backbone for a run and load the public state that the server sent.
+
+    Refused where the frozen part is another than the agreed one, or the state does not fit.
+    """
+    contract = part.contract
+    known = known_of(contract.train_set, part.state, contract.moments)
+    parts = split(backbone, contract.train_set, known, mirror=contract.mirror)
+    if model_id(dict(parts.frozen.state_dict())) != contract.frozen_id:
+        raise Refused("the frozen part of the model differs from the agreed one")
+    try:
+        parts.trainable.load_state_dict(dict(part.state))
+    except RuntimeError as error:
+        raise Refused(f"the server's model does not fit {contract.backbone}") from error
+    return Rows(backbone, parts, contract.train_set)

@@ -21,6 +21,8 @@ from common.errors import InputError
 T = TypeVar("T")
 # Editors of Windows put it before a text; neither TOML nor JSON allows it (RFC 8259, 8.1).
 _MARK: Final = "\ufeff"
+# Of a dataclass field that was not there from the first: `field(default=..., metadata=LATER)`.
+LATER: Final[Mapping[str, bool]] = types.MappingProxyType({"later": True})
 
 
 def parse(kind: type[T], values: Mapping[str, Any], *, where: str = "configuration") -> T:
@@ -78,9 +80,27 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if not dataclasses.is_dataclass(value):
+        return value
+    found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    for field in dataclasses.fields(value):
+        if field.metadata == LATER and found[field.name] == field.default:
+            del found[field.name]
+    return {name: _plain(one) for name, one in found.items()}
+
+
 def to_json(value: Any) -> str:
-    """Return the canonical JSON of a frozen dataclass: sorted keys, no spaces, no NaN."""
-    plain = dataclasses.asdict(value)
+    """Return the canonical JSON of a frozen dataclass: sorted keys, no spaces, no NaN.
+
+    A field that came `LATER` is written only where it differs from its default: what had no such
+    field keeps its text, its digest and its signature.
+    """
+    plain = _plain(value)
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from common.errors import InputError
 
 _SMALLEST = 1e-6
+_MOST_DIRECTIONS = 1024
 LEAST_DELTA: Final = 1e-10  # below, the audit's own accountant (`server.audit`) resolves nothing
 
 
@@ -27,6 +28,40 @@ class LossConfig:
     temperature: float = 48.0
     margin: float = 0.2
     public_gradient: bool = True
+
+
+@dataclass(frozen=True)
+class MomentsConfig:
+    """Which statistics of a person are told, and how large each is beside the others.
+
+    All of it is chosen from public constants alone: declared persons and noise. `directions` is
+    the public basis's R; off their diagonal, moments of pairs are told for `block` directions. A
+    scale of 0 leaves a part out: `mean_scale` that of the mean in the basis, `pair_scale` that of
+    within- and between-person moments. `counter_scale` is that of the counters of persons.
+    """
+
+    directions: int
+    block: int
+    embedding_scale: float
+    mean_scale: float
+    pair_scale: float
+    counter_scale: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.block <= self.directions <= _MOST_DIRECTIONS:
+            raise InputError(
+                f"moments of {self.directions} directions, {self.block} of them in the block",
+                hint=f"at most {_MOST_DIRECTIONS}, and the block lies within them",
+            )
+        scales = (self.embedding_scale, self.counter_scale, self.mean_scale, self.pair_scale)
+        if not all(0.0 <= scale <= 1 / _SMALLEST for scale in scales) or 0.0 in scales[:2]:
+            raise InputError(f"scales of moments must be positive and finite: {scales}")
+        if not self.directions and (self.mean_scale or self.pair_scale):
+            raise InputError("moments need directions in which they are told")
+
+
+# Of a person nothing but the mean embedding, in no basis.
+MEAN_ONLY: Final = MomentsConfig(0, 0, 1.0, 0.0, 0.0, 1.0)
 
 
 def check_delta(delta: float, sample_rate: float = 1.0, *, name: str = "delta") -> None:

@@ -6,7 +6,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.constants import LossConfig, check_clip, check_delta, check_denominator
+from common.config import LATER
+from common.constants import (
+    LossConfig,
+    MomentsConfig,
+    check_clip,
+    check_delta,
+    check_denominator,
+)
 from common.errors import InputError
 from common.ledger_format import Mechanism
 from common.masking.fixed_point import FixedPoint
@@ -123,6 +130,8 @@ class Contract:
         rounds, local_steps: federated rounds, and private steps at the site in each.
         local_learning_rate, local_momentum: of the site's SGD.
         masking: of secure aggregation, one private step a round; None where sites trust no one.
+        moments: which statistics a person tells, of the train set `statistics` alone: one round.
+        mirror: whether a face is seen as the mean of itself and its mirror image.
     """
 
     run_id: str
@@ -138,6 +147,8 @@ class Contract:
     privacy: Privacy
     loss: LossConfig = field(default_factory=LossConfig)
     masking: Masking | None = None
+    moments: MomentsConfig | None = field(default=None, metadata=LATER)
+    mirror: bool = field(default=False, metadata=LATER)
 
     @property
     def trust(self) -> Trust:
@@ -162,6 +173,10 @@ class Contract:
             raise InputError(f"local_learning_rate must be positive: {self.local_learning_rate}")
         if not 0.0 <= self.local_momentum < 1.0:
             raise InputError(f"local_momentum must lie in [0, 1): {self.local_momentum}")
+        if (self.moments is not None) != (self.train_set == "statistics"):
+            raise InputError("constants of moments belong to the train set statistics")
+        if self.moments is not None and (self.rounds, self.local_steps) != (1, 1):
+            raise InputError("statistics are released once", hint="rounds 1 and local_steps 1")
         if self.masking is not None:
             if self.local_steps != 1 or self.privacy.sample_rate != 1.0:
                 raise InputError(

@@ -53,6 +53,7 @@ def all_pairs(
     embeddings: NDArray[np.floating],
     subjects: NDArray[np.integer],
     offsets: NDArray[np.floating] | None = None,
+    probe_order: NDArray[np.integer] | None = None,
 ) -> PairScores:
     """Score of every pair of images, each unordered pair once.
 
@@ -60,6 +61,8 @@ def all_pairs(
         embeddings: [N, D] finite and non-zero; scaled to unit norm here.
         subjects: [N] integers, equal where two images show one person.
         offsets: [N] what each image takes off its cosines (`common.scoring`); None: nothing.
+        probe_order: [D], the places that bring an embedding to the probe's side, where the score
+            is not a plain cosine (`common.backbones.statistics`); None: as it is.
 
     Returns float32 scores; peak memory is those N(N-1)/2 scores and one block of
     `BLOCK_ROWS` x N. Raises InputError for shapes that differ, NaN, infinite or zero
@@ -69,6 +72,7 @@ def all_pairs(
         raise InputError(f"{embeddings.shape} embeddings do not fit {subjects.shape} subjects")
     order = np.argsort(subjects, kind="stable")
     unit = unit_norm(embeddings[order])
+    probes = unit if probe_order is None else np.ascontiguousarray(unit[:, probe_order])
     off = None if offsets is None else offsets[order].astype(np.float32)
     numbers, counts = np.unique(subjects, return_counts=True)
     images = counts.astype(np.int64)
@@ -78,7 +82,7 @@ def all_pairs(
     non_mated = np.empty(total * (total - 1) // 2 - len(mated), dtype=np.float32)
     m = n = 0
     for start in range(0, total, BLOCK_ROWS):
-        block = unit[start : start + BLOCK_ROWS] @ unit[start:].T
+        block = probes[start : start + BLOCK_ROWS] @ unit[start:].T
         if off is not None:
             block -= off[start : start + BLOCK_ROWS, None]
             block -= off[start:]

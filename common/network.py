@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
-from common.backbones.adapter import PublicStatistics
 from common.backbones.base import Backbone
 from common.backbones.registry import create
-from common.backbones.split import rejoin, split
+from common.backbones.split import known_of, rejoin, split
+from common.backbones.statistics import StatisticsHead
 from common.backbones.weights import load_into, load_model, model_id
 from common.config import from_json
 from common.contract import Contract
@@ -30,6 +32,26 @@ class Network:
     name: str
     backbone: Backbone
     module: nn.Module
+
+    @property
+    def probe_order(self) -> NDArray[np.int64] | None:
+        """Return the places that bring an embedding to the probe's side; None: as it is."""
+        return None if (head := self._head) is None else head.probe_order
+
+    @property
+    def dim(self) -> int:
+        """Return D, how many numbers an embedding has; with statistics more than the backbone's."""
+        return self.backbone.dim if (head := self._head) is None else head.width
+
+    def probes(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings [N, D] -> the same on the probe's side: scores are products of the two."""
+        order = self.probe_order
+        return embeddings if order is None else np.ascontiguousarray(embeddings[:, order])
+
+    @property
+    def _head(self) -> StatisticsHead | None:
+        last = self.module[-1] if isinstance(self.module, nn.Sequential) else self.module
+        return last if isinstance(last, StatisticsHead) else None
 
 
 DEFAULT = "dlib-resnet"  # the only one that comes with weights
@@ -62,11 +84,10 @@ def trained_network(path: Path, weights: Path | None) -> Network:
     """
     saved = load_model(path)
     backbone = create(saved.backbone, weights=weights, seed=_seed(saved.meta, path))
-    adapter = saved.train_set == "adapter"
-    statistics = PublicStatistics.in_state(saved.state) if adapter else None
-    parts = split(backbone, saved.train_set, statistics)
-    load_into(parts.trainable, saved.state, str(path))
     contract = from_json(Contract, saved.meta.get("contract", ""), where=f"contract in {path}")
+    known = known_of(saved.train_set, saved.state, contract.moments)
+    parts = split(backbone, saved.train_set, known, mirror=contract.mirror)
+    load_into(parts.trainable, saved.state, str(path))
     if model_id(parts.frozen.state_dict()) != contract.frozen_id:
         raise WeightsError(
             f"{path} was trained on other {saved.backbone} weights",

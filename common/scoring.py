@@ -71,26 +71,29 @@ PLAIN: Final = Choice(0.0, 0.0)
 class Faces:
     """Embeddings made ready: `vectors` [N, D] of norm 1, `offsets` float64 [N].
 
-    The score of rows i and j is vectors_i vectors_j - offsets_i - offsets_j.
+    The score of rows i and j is vectors_i vectors_j - offsets_i - offsets_j; where `order` [D] is
+    given, the product is that of vectors_i in that order (`common.backbones.statistics`).
     """
 
     vectors: Floats
     offsets: NDArray[np.float64]
+    order: NDArray[np.integer] | None = None
 
     def at(self, rows: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Faces:
         """Some of the rows."""
-        return Faces(self.vectors[rows], self.offsets[rows])
+        return Faces(self.vectors[rows], self.offsets[rows], self.order)
 
     def scores(self, others: Faces) -> NDArray[np.float64]:
         """Return the score of every row with every row of `others`, [N, M]."""
-        cosines = self.vectors.astype(np.float64) @ others.vectors.astype(np.float64).T
+        probes = self.vectors if self.order is None else self.vectors[:, self.order]
+        cosines = probes.astype(np.float64) @ others.vectors.astype(np.float64).T
         scores: NDArray[np.float64] = cosines - self.offsets[:, None] - others.offsets
         return scores
 
 
-def plain(embeddings: NDArray[np.floating]) -> Faces:
-    """Embeddings [N, D], finite and not zero, to be scored by plain cosine."""
-    return Faces(unit_norm(embeddings), np.zeros(len(embeddings)))
+def plain(embeddings: NDArray[np.floating], order: NDArray[np.integer] | None = None) -> Faces:
+    """Embeddings [N, D], finite and not zero, to be scored by their product, in a probe's order."""
+    return Faces(unit_norm(embeddings), np.zeros(len(embeddings)), order)
 
 
 def centres(embeddings: NDArray[np.floating], persons: NDArray[np.integer]) -> Floats:

@@ -30,6 +30,9 @@ class TrainingConfig:
         minimum_sites, timeout: how few answers a round may have, and seconds to wait for them.
         trust: `local`, where each site adds all the noise itself, or `secagg`.
         colluders: with `secagg`, how many sites may help a hostile server; else None.
+        mirrored: whether a face is seen as the mean of itself and its mirror image, for twice the
+            time; None: where the train set can (`statistics` and `adapter`).
+        sites: how many are declared; None: `minimum_sites`.
     """
 
     train_set: TrainSet
@@ -46,8 +49,28 @@ class TrainingConfig:
     timeout: float | None = None
     trust: Trust = "local"
     colluders: int | None = None
+    mirrored: bool | None = None
+    sites: int | None = None
+
+    @property
+    def mirror(self) -> bool:
+        """Return whether a face is seen as the mean of itself and its mirror image."""
+        return (
+            self.train_set in ("statistics", "adapter") if self.mirrored is None else self.mirrored
+        )
 
     def __post_init__(self) -> None:
+        if self.mirrored and self.train_set not in ("statistics", "adapter"):
+            raise InputError(f"mirror averaging is not for {self.train_set}", hint="leave it out")
+        if self.train_set == "statistics":
+            if (self.rounds, self.local_steps) != (1, 1):
+                raise InputError("statistics are released once", hint="rounds 1 and local_steps 1")
+            if self.aggregator != "mean":
+                raise InputError(
+                    f"statistics are settled by the noise of their mean, which {self.aggregator} "
+                    "does not have",
+                    hint="use the mean, or train the adapter",
+                )
         if self.trust == "local":
             if self.colluders is not None:
                 raise InputError("colluders are for secure aggregation", hint='trust = "secagg"')

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, get_args
 
-TrainSet = Literal["adapter", "tail", "full"]
+TrainSet = Literal["statistics", "adapter", "tail", "full"]
 TRAIN_SETS: Final[tuple[TrainSet, ...]] = get_args(TrainSet)
 
 # Networks of torchvision's, whose own weights files a backbone of that name takes.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import digest, from_json, from_toml, parse, read_json, to_json
+from common.config import LATER, digest, from_json, from_toml, parse, read_json, to_json
 from common.constants import LossConfig
 from common.contract import Contract, Privacy
 from common.errors import InputError
@@ -124,3 +124,24 @@ def test_a_byte_order_mark_before_toml_or_json_is_no_fault(tmp_path: Path) -> No
     path.write_bytes('name = "triplet"\n'.encode("utf-16"))
     with pytest.raises(InputError, match="UTF-8"):
         from_toml(LossConfig, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Early:
+    name: str
+    count: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Late:
+    name: str
+    count: int | None = None
+    more: Early | None = dataclasses.field(default=None, metadata=LATER)
+
+
+def test_a_field_that_came_later_leaves_what_had_none_its_text_and_its_digest() -> None:
+    assert to_json(Late("a")) == to_json(Early("a")) == '{"count":null,"name":"a"}'
+    assert digest(Late("a")) == digest(Early("a"))
+    told = Late("a", more=Early("b"))
+    assert from_json(Late, to_json(told)) == told
+    assert from_json(Late, to_json(Early("a"))) == Late("a")

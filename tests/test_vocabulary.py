@@ -69,7 +69,7 @@ def test_each_loss_and_rule_has_its_name_and_each_name_its_loss_or_rule() -> Non
 
 
 def test_each_trainable_set_has_its_recipe() -> None:
-    assert len({recommended(train_set) for train_set in TRAIN_SETS}) == len(TRAIN_SETS) == 3
+    assert len({recommended(train_set) for train_set in TRAIN_SETS}) == len(TRAIN_SETS) == 4
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import types
 import typing
 from typing import Any, Literal, get_args, get_origin
 
+from common.config import LATER
 from server.audit.facts import LATER_UTILITY, Facts, Findings, Report, RoundSpending
 from server.report.utility import Utility
 
@@ -52,11 +53,12 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         definitions[name] = {}  # reserved, should a class name itself
         hints = typing.get_type_hints(kind)
         fields = [field.name for field in dataclasses.fields(kind)]
+        later = {field.name for field in dataclasses.fields(kind) if field.metadata == LATER}
         definitions[name] = {
             "type": "object",
             "description": (kind.__doc__ or "").split("\n", maxsplit=1)[0],
             "properties": {one: _schema(hints[one], definitions) for one in fields},
-            "required": [one for one in fields if (kind, one) not in _LATER],
+            "required": [one for one in fields if one not in later and (kind, one) not in _LATER],
             "additionalProperties": False,
         }
     return {"$ref": f"#/$defs/{name}"}
