@@ -29,7 +29,7 @@ from common.errors import InputError
 from common.group_labels import read_groups
 from common.groups import group_rates
 from common.same_person import merged
-from common.scoring import PLAIN, Choice, Faces, Floats, Scorer
+from common.scoring import PLAIN, Choice, Faces, Floats, Scorer, plain
 
 if TYPE_CHECKING:
     from client.recognition import Recogniser
@@ -83,10 +83,9 @@ def calibrate(
             check_persons(len(apart), fpir, persons)
         engine = recogniser(vault)
         embeddings, labels = _embedded(engine, apart, data, cache)
-        rows = vault.protect(embeddings)
         own = _others(engine, subjects)
-        chosen = choose(rows, labels, own, _LOOKED_AT if fmr is None else fmr)
-        measured = _Measured(rows, labels, own, engine.model_id, data.name)
+        measured = _Measured(engine, embeddings, labels, own, data.name)
+        chosen = measured.choose(_LOOKED_AT if fmr is None else fmr)
         found = measured.thresholds(chosen.scoring, fmr, fpir, persons)
         by_group = []
         if groups is not None:
@@ -112,17 +111,26 @@ def calibrate(
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """Embeddings [N, D] of `labels` [N] in the vault's space, and whom scores rest on."""
+    """Embeddings [N, D] of `labels` [N], and whom scores rest on."""
 
+    engine: Recogniser
     embeddings: Floats
     labels: NDArray[np.int64]
     own: Population
-    model_id: str
     source: str
+
+    def choose(self, fmr: float) -> Chosen:
+        """Choose what is taken off a cosine; off a likelihood ratio nothing is."""
+        if self.engine.probe_order is not None:
+            return Chosen(None, None, (), "the model's own statistics are in them already")
+        rows = self.engine.vault.protect(self.embeddings)
+        return choose(rows, self.labels, self.own, fmr)
 
     def faces(self, scoring: Choice, embeddings: Floats | None = None) -> Faces:
         rows = self.embeddings if embeddings is None else embeddings
-        return Scorer.of(scoring, self.own.vectors).faces(rows)
+        if scoring.plain:  # the vault's space changes no product
+            return plain(rows, self.engine.probe_order)
+        return Scorer.of(scoring, self.own.vectors).faces(self.engine.vault.protect(rows))
 
     def thresholds(
         self, scoring: Choice, fmr: float | None, fpir: float | None, gallery: int
@@ -131,19 +139,19 @@ class _Measured:
         found = self._thresholds(scoring, fmr, fpir, gallery)
         if scoring.plain:
             return found
-        plain = self._thresholds(PLAIN, fmr, fpir, gallery)
+        untouched = self._thresholds(PLAIN, fmr, fpir, gallery)
         return [
             dataclasses.replace(
                 t, scoring=scoring, population=len(self.own.vectors), plain=beside.value
             )
-            for t, beside in zip(found, plain, strict=True)
+            for t, beside in zip(found, untouched, strict=True)
         ]
 
     def _thresholds(
         self, scoring: Choice, fmr: float | None, fpir: float | None, gallery: int
     ) -> list[Threshold]:
         faces = self.faces(scoring)
-        known = {"model_id": self.model_id, "source": self.source}
+        known = {"model_id": self.engine.model_id, "source": self.source}
         found = []
         if fmr is not None:
             found.append(for_verification(faces, self.labels, fmr, **known))
@@ -170,7 +178,7 @@ def _told(chosen: Chosen) -> dict[str, object]:
 
 def _words(chosen: Chosen) -> str:
     if chosen.trial is None or chosen.plain is None:
-        return f"scores: plain cosine, since {chosen.note}"
+        return f"scores: nothing is taken off them, since {chosen.note}"
     after, before = chosen.trial, chosen.plain
     return (
         f"scores: {after.scoring.words}, chosen on held-out persons (plain cosine beside it): "
@@ -201,12 +209,12 @@ def _by_group(
         )
     if len(loaded.chips) == 0:
         raise InputError(f"no usable face in {images}")
-    embeddings = engine.vault.protect(engine.embed(loaded.chips))
+    embeddings = engine.embed(loaded.chips)
     kept = [by_path[path] for path in loaded.paths]
     _, people = np.unique([row.subject or row.file for row in kept], return_inverse=True)
     names = [row.group for row in kept]
-    plain = verify.value if verify.plain is None else verify.plain
-    before = group_rates(measured.faces(PLAIN, embeddings), names, plain, people)
+    beside = verify.value if verify.plain is None else verify.plain
+    before = group_rates(measured.faces(PLAIN, embeddings), names, beside, people)
     after = group_rates(measured.faces(scoring, embeddings), names, verify.value, people)
     fmr = {rate.group: rate.fmr for rate in before.groups}
     return [

@@ -68,7 +68,7 @@ def for_verification(
 
     Raises InputError where fewer than 3 / fmr non-mated pairs exist.
     """
-    scores = all_pairs(faces.vectors, subjects, faces.offsets)
+    scores = all_pairs(faces.vectors, subjects, faces.offsets, faces.order)
     value = threshold_at_fmr(scores.non_mated, fmr)
     low, high = _fmr_interval(faces, subjects, value)
     persons = len(np.unique(subjects))

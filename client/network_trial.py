@@ -22,7 +22,7 @@ from common.dataset import ChipSet, images_of, list_subjects, load_chips
 from common.detection import Detector
 from common.errors import InputError
 from common.face import ChipSpec
-from common.metrics import Verification, all_pairs
+from common.metrics import PairScores, Verification, all_pairs
 from common.network import Network
 from common.paired import Difference, difference, measured
 
@@ -87,7 +87,7 @@ def outlook(vault: Vault, before: Side, after: Side, data: Path | None) -> Outlo
             trial = _on_folder(data, before, after)
         elif chips and before.chip == after.chip:
             pictures = np.concatenate(chips)
-            trial = _trial([_rows(side, pictures) for side in (before, after)], labels)
+            trial = _trial([_scores(side, pictures, labels) for side in (before, after)])
     except InputError as error:
         if data is not None:
             raise
@@ -120,24 +120,26 @@ def _on_folder(data: Path, before: Side, after: Side) -> Trial:
     both = set(loaded[0].paths) & set(loaded[1].paths)
     if not both:
         raise InputError(f"no usable face in {data}")
-    rows = [
-        _rows(side, _of(some, both)) for side, some in zip((before, after), loaded, strict=True)
-    ]
-    labels = loaded[0].labels(subjects)[[path in both for path in loaded[0].paths]]
-    return _trial(rows, labels.tolist())
+    labels = loaded[0].labels(subjects)[[path in both for path in loaded[0].paths]].tolist()
+    return _trial(
+        [
+            _scores(side, _of(some, both), labels)
+            for side, some in zip((before, after), loaded, strict=True)
+        ]
+    )
 
 
 def _of(loaded: ChipSet, paths: set[Path]) -> NDArray[np.uint8]:
     return loaded.chips[[path in paths for path in loaded.paths]]
 
 
-def _rows(side: Side, chips: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return Recogniser.embedding_of(side.network, chips)
-
-
-def _trial(rows: Sequence[NDArray[np.float32]], labels: Sequence[int]) -> Trial:
+def _scores(side: Side, chips: NDArray[np.uint8], labels: Sequence[int]) -> PairScores:
+    rows = Recogniser.embedding_of(side.network, chips)
     numbers = np.asarray(labels, dtype=np.int64)
-    before, after = (measured([all_pairs(each, numbers)]) for each in rows)
-    persons = len(np.unique(numbers))
+    return all_pairs(rows, numbers, probe_order=side.network.probe_order)
+
+
+def _trial(scores: Sequence[PairScores]) -> Trial:
+    before, after = (measured([each]) for each in scores)
     change = difference(after, before)
-    return Trial(persons, before.verification, after.verification, change)
+    return Trial(len(after.persons), before.verification, after.verification, change)

@@ -152,7 +152,8 @@ class Recogniser:
         embeddings = self.embed(chips)
         rows = self.vault.protect(embeddings)
         if known and not force:
-            self._must_look_alike(subject, pictures, rows)
+            probes = self._probes(embeddings, self.model_id)
+            self._must_look_alike(subject, pictures, probes)
         held = self._own(subject) if known else rows[:0]
         new, warnings = without_repeats(pictures, rows, held)
         alike, pseudonym = self._duplicates(subject, embeddings), self.vault.pseudonym(subject)
@@ -210,6 +211,11 @@ class Recogniser:
         """Chips [N, S, S, 3] that pass every check -> unit-norm embeddings [N, D]."""
         return self._embedded(chips, self.model_id)
 
+    @property
+    def probe_order(self) -> NDArray[np.int64] | None:
+        """The places that bring an embedding of the current model to the probe's side, if any."""
+        return self._networks[self.model_id].probe_order
+
     @staticmethod
     def embedding_of(network: Network, chips: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Chips [N, S, S, 3] -> a network's unit-norm embeddings [N, D], without any check."""
@@ -248,8 +254,11 @@ class Recogniser:
 
     def _probe(self, seen: Portrait, model: str) -> NDArray[np.float32]:
         """A face's embedding by a model, in the vault's space, [1, D]."""
-        embedding = self._embedded(seen.chip[None], model)
-        return self.vault.protect(embedding, model)
+        return self._probes(self._embedded(seen.chip[None], model), model)
+
+    def _probes(self, embeddings: NDArray[np.float32], model: str) -> NDArray[np.float32]:
+        """Embeddings [N, D] of a model on the probe's side, in the vault's space."""
+        return self.vault.protect(self._networks[model].probes(embeddings), model)
 
     def _templates(self, subject: str) -> tuple[str, NDArray[np.float32]]:
         """A subject's templates [n, D] and their model: the current one if there are any of it."""
@@ -317,7 +326,7 @@ class Recogniser:
             generation = self.vault.generation
             if model not in self._open or self._open[model].generation != generation:
                 gallery = self.vault.gallery(model)
-                dim = self._networks[model].backbone.dim  # an empty gallery does not know it yet
+                dim = self._networks[model].dim  # an empty gallery does not know it yet
                 gallery = dataclasses.replace(gallery, vectors=gallery.vectors.reshape(-1, dim))
                 self._open[model] = _Open(generation, gallery, self.vault.info.eight_bit)
             return self._open[model]
@@ -350,9 +359,9 @@ class Recogniser:
         return tuple(Candidate(pseudonym, score) for pseudonym, score in ranked)
 
     def _must_look_alike(
-        self, subject: str, pictures: Sequence[Picture], rows: NDArray[np.float32]
+        self, subject: str, pictures: Sequence[Picture], probes: NDArray[np.float32]
     ) -> None:
-        """Refuse pictures, `rows` [N, D], of someone else, by the model that has the person."""
+        """Refuse pictures, `probes` [N, D], of someone else, by the model that has the person."""
         model, held = self._templates(subject)
         try:
             threshold, _ = self._in_use("verify", model)
@@ -362,11 +371,11 @@ class Recogniser:
                 hint="run 'veilface template calibrate' first; or force it, with the vault's key",
             ) from error
         if model != self.model_id:  # who has not moved yet
-            rows = np.concatenate(
+            probes = np.concatenate(
                 [self._probe(self._portrait(each, model), model) for each in pictures]
             )
         try:
-            scores = self._compared(subject, model, rows, held, threshold.scoring)
+            scores = self._compared(subject, model, probes, held, threshold.scoring)
             must_look_alike(pictures, scores, threshold.value)
         except ImageError:
             self.vault.record("enrol", self.vault.pseudonym(subject), "rejected")
@@ -377,7 +386,7 @@ class Recogniser:
         try:
             return self.vault.templates(subject, self.model_id)
         except Refused:
-            dim = self._networks[self.model_id].backbone.dim
+            dim = self._networks[self.model_id].dim
             return np.empty((0, dim), dtype=np.float32)
 
     def _duplicates(self, subject: str, embeddings: NDArray[np.float32]) -> tuple[str, ...]:
@@ -388,7 +397,7 @@ class Recogniser:
         own = self.vault.pseudonym(subject)
         alike = {
             other.pseudonym
-            for probe in self.vault.protect(embeddings)
+            for probe in self._probes(embeddings, self.model_id)
             for other in self._ranked(probe[None], 2, self.model_id, threshold.scoring)
             if other.score >= threshold.value and other.pseudonym != own
         }

@@ -217,7 +217,7 @@ def new_vault(
             options.where,
             lock,
             model_id=network_id(network),
-            dim=network.backbone.dim,
+            dim=network.dim,
             eight_bit=eight_bit,
             keep_chips=keep_chips,
         )
