@@ -90,7 +90,7 @@ class Pipeline:
     def _embeddings(self, chips: NDArray[np.uint8], before: int, total: int) -> NDArray[np.float32]:
         backbone, module = self.network.backbone, self.network.module
         if len(chips) == 0:
-            return np.empty((0, backbone.dim), dtype=np.float32)
+            return np.empty((0, self.network.dim), dtype=np.float32)
 
         def embedded(done: int, _: int) -> None:
             self.progress("embedding", before + done, total)
@@ -180,7 +180,8 @@ def evaluate_folder(pipeline: Pipeline, root: Path, *, ci: bool = True) -> Evalu
         raise InputError(f"no image in {root} can be used, the first because: {bad.reason}")
     owner = {path: row for row, folder in enumerate(subjects) for path in folder.images}
     labels = np.array([owner[path] for path in found.paths], dtype=np.int64)
-    scores = all_pairs(found.embeddings, labels)
+    order = pipeline.network.probe_order
+    scores = all_pairs(found.embeddings, labels, probe_order=order)
     result = verification_of(scores, ci=ci)
     unusable = tuple(skipped for folder in subjects for skipped in folder.skipped)
     return Evaluation(
@@ -191,7 +192,7 @@ def evaluate_folder(pipeline: Pipeline, root: Path, *, ci: bool = True) -> Evalu
         0,
         (*unusable, *found.skipped),
         warnings=result.shortages,
-        labelled=Labelled(found.embeddings, labels, np.full(len(labels), "")),
+        labelled=_cosines(order, Labelled(found.embeddings, labels, np.full(len(labels), ""))),
     )
 
 
@@ -217,7 +218,7 @@ def evaluate_lfw(pipeline: Pipeline, root: Path) -> Evaluation:
         bad = found.skipped[0]
         raise InputError(f"{bad.path}: {bad.reason}", hint="every image of pairs.txt is needed")
     row = {name: at for at, name in enumerate(names)}
-    first = found.embeddings[[row[pair.first] for pair in pairs]]
+    first = pipeline.network.probes(found.embeddings[[row[pair.first] for pair in pairs]])
     second = found.embeddings[[row[pair.second] for pair in pairs]]
     scores = np.einsum("nd,nd->n", first, second)
     non_mated = scores[[not pair.mated for pair in pairs]]
@@ -257,7 +258,7 @@ def evaluate_groups(pipeline: Pipeline, listed: Listed, measured: Evaluation) ->
     faces = _grouped(pipeline, listed)
     report = faces.rates(measured.threshold)
     helped: tuple[Remedy, ...] = ()
-    if measured.labelled is not None:
+    if measured.labelled is not None and faces.order is None:
         helped = remedies(measured.labelled, faces.labelled, FMR_TARGET)
     skipped = (*measured.skipped, *faces.found.skipped)
     return replace(measured, groups=report, remedies=helped, skipped=skipped)
@@ -268,12 +269,14 @@ def evaluate_groups_alone(pipeline: Pipeline, listed: Listed) -> Evaluation:
     faces = _grouped(pipeline, listed)
     embeddings, persons = faces.found.embeddings, len(np.unique(faces.subjects))
     if persons == len(embeddings):
-        result, threshold = None, threshold_within(plain(embeddings), FMR_TARGET)
+        result, threshold = None, threshold_within(plain(embeddings, faces.order), FMR_TARGET)
         helped: tuple[Remedy, ...] = ()
     else:
-        scores = all_pairs(embeddings, faces.subjects)
+        scores = all_pairs(embeddings, faces.subjects, probe_order=faces.order)
+        helped = ()
         result, threshold = verification_of(scores), lowest_threshold(scores.non_mated, FMR_TARGET)
-        helped = remedies(None, faces.labelled, FMR_TARGET)
+        if faces.order is None:
+            helped = remedies(None, faces.labelled, FMR_TARGET)
     return Evaluation(
         result,
         threshold,
@@ -287,6 +290,11 @@ def evaluate_groups_alone(pipeline: Pipeline, listed: Listed) -> Evaluation:
     )
 
 
+def _cosines(order: NDArray[np.int64] | None, labelled: Labelled) -> Labelled | None:
+    """Remedies are for cosines: a mean cannot be taken off what is compared in another order."""
+    return labelled if order is None else None
+
+
 @dataclass(frozen=True, eq=False)
 class _Grouped:
     """Embedded images with the group [N] and the person [N] of each."""
@@ -294,9 +302,12 @@ class _Grouped:
     found: Embedded
     groups: tuple[str, ...]
     subjects: NDArray[np.int64]
+    order: NDArray[np.int64] | None
 
     def rates(self, threshold: float) -> GroupReport:
-        return group_rates(plain(self.found.embeddings), self.groups, threshold, self.subjects)
+        return group_rates(
+            plain(self.found.embeddings, self.order), self.groups, threshold, self.subjects
+        )
 
     @property
     def labelled(self) -> Labelled:
@@ -308,4 +319,5 @@ def _grouped(pipeline: Pipeline, listed: Listed) -> _Grouped:
     found = pipeline.embed(tuple(by_path))
     rows = [by_path[path] for path in found.paths]
     _, subjects = np.unique([row.subject or row.file for row in rows], return_inverse=True)
-    return _Grouped(found, tuple(row.group for row in rows), subjects)
+    groups = tuple(row.group for row in rows)
+    return _Grouped(found, groups, subjects, pipeline.network.probe_order)

@@ -39,10 +39,13 @@ def export(
             "bytes": out.stat().st_size,
             "input": ["batch", spec.size, spec.size, 3],
             "alignment": spec.template,
-            "output": ["batch", network.backbone.dim],
+            "output": ["batch", network.dim],
+            "probes": network.probe_order is not None,
         }
         click.echo(json.dumps(facts))
         return
     click.echo(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB): {network.name}")
     click.echo(f"Input:  uint8 chips [batch, {spec.size}, {spec.size}, 3], RGB, {spec.template}")
-    click.echo(f"Output: float32 embeddings [batch, {network.backbone.dim}] of length 1")
+    click.echo(f"Output: float32 embeddings [batch, {network.dim}] of length 1")
+    if network.probe_order is not None:
+        click.echo("Output: probes of the same size; a score is an embedding times a probe")

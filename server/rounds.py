@@ -62,6 +62,8 @@ class Federation:
         minimum_sites: a round with fewer accepted updates stops the run.
         timeout: seconds that a round waits for answers; None waits for all.
         weights: public weight by node id; a site that is not named weighs 1.
+        settle: what parameters [d] the mean delta [d] of so many sites says, where that is more
+            than a step; None: the optimiser takes it as it is.
     """
 
     contract: Contract
@@ -74,6 +76,7 @@ class Federation:
     minimum_sites: int
     timeout: float | None
     weights: Mapping[int, float]
+    settle: Callable[[NDArray[np.float32], int], NDArray[np.float32]] | None = None
 
 
 class Observer(Protocol):
@@ -132,7 +135,10 @@ def run_rounds(
         prepared = {node for node in ready if (node, LOST) not in found.rejected}
         rejected = sorted([*unready.items(), *found.rejected])
         if found.delta is not None:
-            state = advance(done.state, found.delta, federation.optimizer, contract.rounds)
+            delta = found.delta
+            if federation.settle is not None:
+                delta = federation.settle(delta, found.accepted)
+            state = advance(done.state, delta, federation.optimizer, contract.rounds)
         elif found.lost:
             state = replace(done.state, round=round_)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +20,17 @@ from common.dataset import images_of, list_subjects, load_chips
 from common.detection import DlibDetector
 from common.embedding import Rows
 from common.errors import InputError
-from common.parameters import assign, flatten
+from common.parameters import assign
 from common.software import record_software
 from common.storage import make_private_directory
 from common.terms import TrainingConfig
 from server.checkpoint import Checkpoint
 from server.masked_rounds import Parties
-from server.public_test import PublicFaces, PublicTest, apart
+from server.public_faces import PublicFaces, SeenFaces, apart
 from server.report.utility import PUBLIC_SCORES, RECOMMENDED, write_utility
 from server.rounds import Federation, Observer, run_rounds
 from server.setup import PublicBank, cut, prepare
+from server.stages import PublicTest
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,23 @@ def make_ready(config: RunConfig) -> Ready:
     if config.training.epsilon is None:
         raise InputError("a deployment states its epsilon: training.epsilon is missing")
     backbone = create(config.backbone, weights=config.weights)
-    rows, bank = cut(backbone, config.training.train_set, _faces(config, config.public, backbone))
-    untrained = flatten(rows.split.trainable).numpy()
-    federation = prepare(config.training, config.run_id, rows, bank)
-    test = None
-    if config.test is not None:
-        faces = _faces(config, config.test, backbone)
-        everyone = PublicFaces(faces.chips, faces.persons, np.zeros(len(faces.persons), np.int64))
-        test = PublicTest(rows, *apart(everyone), untrained)
+    faces = _faces(config, config.public, backbone)
+    rows, bank = cut(backbone, config.training.train_set, faces, mirror=config.training.mirror)
+    untrained = copy.deepcopy(rows.split.trainable)
+    seen, judges = _tested(config, rows)
+    rows, federation = prepare(config.training, config.run_id, rows, bank, judges)
+    test = None if seen is None else PublicTest(rows, seen, judges, untrained)
     return Ready(config, rows, federation, test)
+
+
+def _tested(config: RunConfig, rows: Rows) -> tuple[SeenFaces | None, SeenFaces | None]:
+    """Return test persons, and judges apart from them, as far as there are any."""
+    if config.test is None:
+        return None, None
+    faces = _faces(config, config.test, rows.backbone)
+    one_camera = np.zeros(len(faces.persons), np.int64)
+    test, judges = apart(PublicFaces(faces.chips, faces.persons, one_camera))
+    return SeenFaces(rows, test), None if judges is None else SeenFaces(rows, judges)
 
 
 def train(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 from rich.console import Console
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from simulations.experiment import Experiment
 
 __all__ = ["bench", "simulate"]
+ROUNDS: Final = {"statistics": 1, "adapter": 40, "tail": 40, "full": 40}
 _COLOURS = {"good": "green", "neutral": "default", "amber": "dark_orange"}
 
 
@@ -56,7 +57,7 @@ def experiment_of(
     yunet: Path | None,
     sites: int,
     persons: int | None,
-    rounds: int,
+    rounds: int | None,
     local_steps: int,
     epsilon: float | None,
     delta: float,
@@ -65,8 +66,8 @@ def experiment_of(
     trust: Trust,
     minimum_sites: int | None,
     colluders: int | None,
-    train: TrainSet,
-    loss: str,
+    train: TrainSet | None,
+    loss: str | None,
     backbone: str,
     weights: Path | None,
     aggregator: str,
@@ -84,6 +85,9 @@ def experiment_of(
         raise InputError(
             "say --epsilon E, or --no-privacy to train without any guarantee; exactly one of them"
         )
+    if train is None:
+        gradients = rounds not in (None, 1) or local_steps != 1 or loss or aggregator != "mean"
+        train = "adapter" if gradients else "statistics"
     experiment = Experiment(
         data=_data(data),
         shift=shift,
@@ -93,7 +97,7 @@ def experiment_of(
         yunet=yunet_file(detector, yunet),
         sites=sites,
         persons=persons,
-        rounds=rounds,
+        rounds=rounds or ROUNDS[train],
         local_steps=local_steps,
         epsilon=epsilon,
         delta=delta,
@@ -102,7 +106,7 @@ def experiment_of(
         minimum_sites=minimum_sites,
         colluders=colluders,
         train_set=train,
-        loss=loss,
+        loss=loss or "public-negatives",
         backbone=backbone,
         weights=weights,
         aggregator=aggregator,
@@ -122,7 +126,9 @@ def experiment_of(
 @scenario_options
 @click.option("--sites", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--persons", type=click.IntRange(min=1), help="Private persons over all sites.")
-@click.option("--rounds", type=click.IntRange(min=1), default=40, show_default=True)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), help="[default: 1 for statistics, 40 for gradients]"
+)
 @click.option("--local-steps", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--epsilon", type=float, help="Budget of each site for the whole run; no default.")
 @click.option("--delta", type=float, default=1e-4, show_default=True)
@@ -139,8 +145,13 @@ def experiment_of(
     type=click.IntRange(min=0),
     help="secagg: sites that may help a hostile server; the noise covers it [default: 0].",
 )
-@click.option("--train", type=click.Choice(TRAIN_SETS), default="adapter", show_default=True)
-@click.option("--loss", type=click.Choice(sorted(LOSS_NAMES)), default="public-negatives")
+@click.option(
+    "--train",
+    type=click.Choice(TRAIN_SETS),
+    help="What is trained [default: statistics, in one round; adapter where options ask for "
+    "rounds, steps, a loss or a robust rule].",
+)
+@click.option("--loss", type=click.Choice(sorted(LOSS_NAMES)), help="[default: public-negatives]")
 @click.option("--backbone", default="dlib-resnet", show_default=True)
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict or safetensors.")
 @click.option("--aggregator", type=click.Choice(sorted(AGGREGATOR_NAMES)), default="mean")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,21 +19,22 @@ from torch import nn
 
 from client.app import OpenSite, make_app
 from client.masked_site import Identity, MaskedSite
-from client.preparation import PublicPart
+from client.preparation import PublicPart, rows_of
 from client.site import RoundKey, SecretRoundKey, Site
 from common.contract import Contract
 from common.embedding import Rows
 from common.errors import InputError, Refused
-from common.parameters import flatten
 from common.persons import Persons, person_code
 from common.plan import PrivacyPlan
 from common.randomness import derive_key, experiment_key
 from common.terms import TrainingConfig
 from server.checkpoint import Checkpoint
+from server.public_faces import PublicFaces, SeenFaces
 from server.rounds import Federation, Observer, run_rounds
 from server.setup import CODEBOOK_SIZE, PublicBank, cut, frozen_id, prepare
 from simulations.evidence import bundle_of, leave_evidence, parties_of
 from simulations.experiment import Experiment
+from simulations.faces import Faces
 from simulations.inprocess import run_in_process
 from simulations.material import Material, gather
 
@@ -49,26 +51,47 @@ class SeededRoundKey:
         return derive_key(self._key, "round", str(round_))
 
 
+class SitePersons:
+    """The persons of every site with their frozen rows, made when they are asked for and kept."""
+
+    def __init__(self, material: Material, rows: Rows, seed: int) -> None:
+        self._material, self._rows = material, rows
+        self._key = derive_key(experiment_key(seed), "codes")
+        self._persons: dict[int, Persons] = {}
+
+    def of(self, index: int) -> Persons:
+        """Return the persons of site `index`."""
+        if index not in self._persons:
+            faces = self._material.sites[index]
+            self._persons[index] = Persons.group(
+                self._rows.of(faces.chips),
+                faces.index.tolist(),
+                [person_code(name, self._key, CODEBOOK_SIZE) for name in faces.subjects],
+                self._rows.prepare,
+            )
+        return self._persons[index]
+
+
 @dataclass(frozen=True)
 class Simulation:
     """An experiment made ready: what the server holds, and how to build each site.
 
-    `untrained` are the trainable parameters [d] before the training on public images, with which
-    `federation.initial` starts the private one.
+    `untrained` is the trainable part before the training on public images, from whose result,
+    `federation.initial`, the private one starts; `judges` are who that was chosen on.
     """
 
     experiment: Experiment
     material: Material
     rows: Rows
-    untrained: NDArray[np.float32]
+    untrained: nn.Module
+    judges: SeenFaces | None
+    persons: SitePersons
     federation: Federation
     directory: Path
 
 
 def build(experiment: Experiment, run_id: str, directory: Path, material: Material) -> Simulation:
     """Return the simulation of an experiment: model, contract and public bank."""
-    rows, bank = cut(material.backbone, experiment.train_set, public_bank(material))
-    untrained = flatten(rows.split.trainable).numpy()
     config = TrainingConfig(
         train_set=experiment.train_set,
         loss=experiment.loss,
@@ -83,31 +106,48 @@ def build(experiment: Experiment, run_id: str, directory: Path, material: Materi
         minimum_sites=experiment.least_sites,
         trust=experiment.trust,
         colluders=None if experiment.trust == "local" else experiment.colluders or 0,
+        sites=experiment.sites,
     )
-    federation = prepare(config, run_id, rows, bank)
-    return Simulation(experiment, material, rows, untrained, federation, directory)
+    rows, bank = cut(
+        material.backbone,
+        experiment.train_set,
+        public_bank(experiment, material),
+        mirror=config.mirror,
+    )
+    untrained = copy.deepcopy(rows.split.trainable)
+    judges = seen(material.judges, rows) if len(material.judges.chips) else None
+    rows, federation = prepare(config, run_id, rows, bank, judges)
+    persons = SitePersons(material, rows, experiment.seed)
+    return Simulation(experiment, material, rows, untrained, judges, persons, federation, directory)
 
 
-def public_bank(material: Material) -> PublicBank:
+def seen(faces: Faces, rows: Rows) -> SeenFaces:
+    """Return public faces with their frozen rows, to measure models on."""
+    return SeenFaces(rows, PublicFaces(faces.chips, faces.index, faces.camera))
+
+
+def public_bank(experiment: Experiment, material: Material) -> PublicBank:
     """Return the experiment's public faces as the server takes them."""
-    return PublicBank(material.bank.chips, material.bank.index)
+    views = None
+    if experiment.train_set == "statistics":
+        first, second = material.bank_views
+        views = first.chips, second.chips
+    return PublicBank(material.bank.chips, material.bank.index, views)
 
 
 @dataclass(frozen=True)
 class _Shared:
     """What all simulated sites of one process have in common."""
 
-    material: Material
     rows: Rows
+    persons: SitePersons
     frozen_id: str
 
 
 @lru_cache(maxsize=1)
-def _gathered_again(experiment: Experiment) -> _Shared:
+def _gathered_again(experiment: Experiment) -> Material:
     """In a process of Ray's, which serves many sites and many rounds."""
-    material = gather(experiment)
-    rows, _ = cut(material.backbone, experiment.train_set, public_bank(material))
-    return _Shared(material, rows, frozen_id(rows))
+    return gather(experiment)
 
 
 def _anything(contract: Contract) -> None:
@@ -125,7 +165,6 @@ class SimulatedSites:
         self._directory = directory
         self._run_id = run_id
         self._shared: _Shared | None = None
-        self._persons: dict[int, Persons] = {}
         self._masking: dict[int, MaskedSite] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -133,11 +172,11 @@ class SimulatedSites:
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _shared=None, _persons={}, _masking={})
+        self.__dict__.update(state, _shared=None, _masking={})
 
-    def share(self, material: Material, rows: Rows) -> None:
+    def share(self, rows: Rows, persons: SitePersons) -> None:
         """Use what was built in this process; the digest is computed once for all sites."""
-        self._shared = _Shared(material, rows, frozen_id(rows))
+        self._shared = _Shared(rows, persons, frozen_id(rows))
 
     def __call__(self, context: Context) -> OpenSite:
         index = int(context.node_config[PARTITION_ID_KEY])
@@ -155,7 +194,7 @@ class SimulatedSites:
             site=site,
             public_directory=self._directory / "public",
             model=self._model,
-            persons=lambda part: self._of(index, part),
+            persons=lambda part: self._ready(part).persons.of(index),
             consent=_anything,
             masking=self._masked(index, site) if experiment.trust == "secagg" else None,
         )
@@ -166,31 +205,21 @@ class SimulatedSites:
             self._masking[index] = MaskedSite(Identity.of(bundle, site.directory), site)
         return self._masking[index]
 
-    def _ready(self) -> _Shared:
+    def _ready(self, part: PublicPart) -> _Shared:
         if self._shared is None:
-            self._shared = _gathered_again(self._experiment)
+            material = _gathered_again(self._experiment)
+            rows = rows_of(part, material.backbone)
+            persons = SitePersons(material, rows, self._experiment.seed)
+            self._shared = _Shared(rows, persons, frozen_id(rows))
         return self._shared
 
     def _model(self, part: PublicPart) -> nn.Module:
-        shared = self._ready()
+        shared = self._ready(part)
         if shared.frozen_id != part.contract.frozen_id:
             raise Refused("the frozen part of the model differs from the agreed one")
         trainable = shared.rows.split.trainable
         trainable.load_state_dict(dict(part.state))
         return trainable
-
-    def _of(self, index: int, part: PublicPart) -> Persons:
-        if index not in self._persons:
-            shared = self._ready()
-            rows, faces = shared.rows, shared.material.sites[index]
-            key = derive_key(experiment_key(self._experiment.seed), "codes")
-            self._persons[index] = Persons.group(
-                rows.of(faces.chips),
-                faces.index.tolist(),
-                [person_code(name, key, CODEBOOK_SIZE) for name in faces.subjects],
-                rows.prepare,
-            )
-        return self._persons[index]
 
 
 def site_directory(run: Path, index: int) -> Path:
@@ -231,7 +260,7 @@ def run(
 
     client: ClientApp = make_app(sites)
     if experiment.engine == "inprocess":
-        sites.share(simulation.material, simulation.rows)
+        sites.share(simulation.rows, simulation.persons)
         run_in_process(server, client, experiment.sites, on_reply)
     else:
         run_ray(server, client, experiment.sites)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,13 +17,14 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from client.gradients import choose_engine, engine_name
+from common.backbones.split import HEADS
 from common.backbones.weights import save_model
 from common.config import digest, to_json
 from common.ledger import Ledger, Reservation
+from common.paired import Measured
 from common.parameters import assign
 from common.spending import spent
 from server.checkpoint import Checkpoint, load
-from server.public_test import PublicFaces, PublicTest
 from server.report.collusion import masked_adversaries
 from server.report.run_record import (
     Adversary,
@@ -33,15 +35,20 @@ from server.report.run_record import (
     Setting,
     SiteSpending,
     Skipped,
+    Unreleased,
 )
 from server.report.utility import RECOMMENDED, Utility
+from server.stages import PublicTest
+from simulations.alone import unreleased
 from simulations.evidence import check_ledgers
 from simulations.experiment import Experiment
 from simulations.federation import (
     Simulation,
     build,
     run,
+    seen,
     site_directory,
+    site_name,
 )
 from simulations.material import Material
 from simulations.progress import LiveProgress
@@ -90,28 +97,44 @@ def simulate(
     done = run(simulation, checkpoint, evaluate, progress, seen)
     check_ledgers(folder.path, folder.run_id, done.history)
     after = test.under(done.state.released())
-    utility = test.utility(simulation.federation.initial, after)
+    measured = test.measure(after)
+    utility = test.utility(simulation.federation.initial, after, measured)
+    more = _unreleased(simulation, done, test, measured)
     model = _save(simulation, done, utility)
     record = _record(simulation, folder, progress, done, utility, model)
     per_round = None
     if updates:  # Ray's answers are not seen
         seconds = statistics.median(entry.seconds for entry in done.history)
         per_round = PerRound(round(seconds, 3), round(sum(sent) / updates, 1))
-    return dataclasses.replace(record, per_round=per_round)
+    return dataclasses.replace(record, per_round=per_round, unreleased=more)
 
 
 def _is_evaluated(round_: int, experiment: Experiment) -> bool:
-    """Every round for the adapter, whose test is cheap; else about ten times in a run."""
-    every = 1 if experiment.train_set == "adapter" else max(1, experiment.rounds // 10)
+    """Every round for a head, whose test is cheap; else about ten times in a run."""
+    every = 1 if experiment.train_set in HEADS else max(1, experiment.rounds // 10)
     return round_ % every == 0 or round_ == experiment.rounds
 
 
 def _test(simulation: Simulation) -> PublicTest:
     """Return the experiment's test persons and judges, with their frozen rows."""
-    material = simulation.material
-    cameras = np.zeros(len(material.test.index), np.int64)
-    test = PublicFaces(material.test.chips, material.test.index, cameras)
-    return PublicTest(simulation.rows, test, None, simulation.untrained)
+    test = seen(simulation.material.test, simulation.rows)
+    return PublicTest(simulation.rows, test, simulation.judges, simulation.untrained)
+
+
+def _unreleased(
+    simulation: Simulation, done: Checkpoint, test: PublicTest, released: Measured
+) -> Unreleased | None:
+    sites = range(simulation.experiment.sites)
+    return unreleased(
+        simulation.rows.split.trainable,
+        simulation.federation.initial,
+        done.state.released(),
+        [partial(simulation.persons.of, site) for site in sites],
+        simulation.material.site_cameras,
+        [site_name(site) for site in sites],
+        test,
+        released,
+    )
 
 
 def _save(simulation: Simulation, done: Checkpoint, utility: Utility) -> str:

@@ -166,7 +166,8 @@ def test_flwr_run_trains_across_two_sites_and_no_canary_is_on_the_wire(
         read_utility(tmp_path / "out"),
         history(tmp_path / "out" / "checkpoint.safetensors")[-1],
     )
-    assert utility is not None and utility.public_only is not None
+    # Eight persons are too few to choose a public start on: there is none.
+    assert utility is not None and utility.public_only is None and utility.judges == 0
     assert utility.before.mated == utility.after.mated > 0 and utility.after.ci is not None
     assert public_scores(utility.after) == last.scores
     assert utility.after != utility.before

@@ -15,6 +15,7 @@ from scipy import stats
 from common.embedding import Rows
 from common.masking import MaskedUpdate
 from common.randomness import KeyStream, experiment_key
+from common.vocabulary import TrainSet
 from server.report.page import write_page
 from simulations.experiment import Experiment
 from simulations.federation import build, site_directory
@@ -24,9 +25,12 @@ from tests.simulation_rig import records, run
 WHITELIST = {"format", "run_id", "model_id", "round"}
 
 
+@pytest.mark.parametrize("train_set", ["adapter", "statistics"])
 def test_only_the_whitelisted_update_leaves_a_site_and_no_canary_is_in_any_byte(
-    experiment: Experiment, tmp_path: Path
+    experiment: Experiment, tmp_path: Path, train_set: TrainSet
 ) -> None:
+    if train_set == "statistics":
+        experiment = dataclasses.replace(experiment, train_set=train_set, rounds=1)
     wire: list[tuple[Message, bytes]] = []
 
     def record(reply: Message) -> None:

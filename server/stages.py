@@ -1,105 +1,39 @@
-"""What a model is worth on public test faces, whatever model it is, and which stage to use.
-
-Test persons tell what is reported. *Judges* are other public persons, on whom it is chosen which
-stage is used: who reports the best of several on the persons it was chosen on plays it up.
-"""
+"""What a model is worth on public test faces, whatever model it is, and which stage to use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.backbones.split import split
-from common.embedding import Rows, embed
+from common.backbones.split import HEADS
+from common.embedding import Rows
 from common.intervals import verification_of
-from common.metrics import PairScores, all_pairs
+from common.metrics import Verification
 from common.paired import Measured, choose, difference, measured
 from common.parameters import assign
-from common.randomness import experiment_generator
+from server.public_faces import Model, SeenFaces
 from server.report.utility import DetPoints, Released, Utility
 
-# Rows of the frozen part [N, ...] -> embeddings [N, D], whatever stands behind it.
-Model = Callable[[Tensor], Tensor]
-_JUDGES: Final = 1 / 3
-_FEWEST_JUDGES: Final = 20
-
-
-@dataclass(frozen=True)
-class PublicFaces:
-    """Public faces: whose they are, and which camera saw each; only images of one are compared.
-
-    `chips` are uint8 [N, S, S, 3]; `persons` and `camera` int64 [N], any numbering.
-    """
-
-    chips: Tensor
-    persons: NDArray[np.int64]
-    camera: NDArray[np.int64]
-
-    def of(self, persons: NDArray[np.int64]) -> PublicFaces:
-        """Return the faces of some of the persons."""
-        kept = np.flatnonzero(np.isin(self.persons, persons))
-        return PublicFaces(
-            self.chips[torch.from_numpy(kept)], self.persons[kept], self.camera[kept]
-        )
-
-
-def apart(faces: PublicFaces) -> tuple[PublicFaces, PublicFaces | None]:
-    """Split public faces into those of test persons and of judges, a third, always alike.
-
-    Too few persons for that all test, and there are no judges.
-    """
-    persons = np.unique(faces.persons)
-    count = int(len(persons) * _JUDGES)
-    if count < _FEWEST_JUDGES:
-        return faces, None
-    order = experiment_generator(0, "judges").permutation(persons)
-    return faces.of(order[count:]), faces.of(order[:count])
-
-
-class _Seen:
-    """Public faces with their frozen rows, computed once, camera by camera."""
-
-    def __init__(self, rows: Rows, faces: PublicFaces) -> None:
-        self._inputs = rows.of(faces.chips)
-        self._persons, self._camera = faces.persons, faces.camera
-        self.cameras: tuple[int, ...] = tuple(np.unique(faces.camera).tolist())
-        self.people = len(np.unique(faces.persons))
-
-    def scores(self, model: Model) -> list[PairScores]:
-        """Return the scores of all pairs, one set a camera."""
-        return [self.scores_in(camera, model) for camera in self.cameras]
-
-    def scores_in(self, camera: int, model: Model) -> PairScores:
-        kept = np.flatnonzero(self._camera == camera)
-        embeddings = model(self._inputs[torch.from_numpy(kept)])
-        return all_pairs(embeddings.numpy(), self._persons[kept])
-
-    def measure(self, model: Model) -> Measured:
-        return measured(self.scores(model), self.cameras)
+_LOOKED_AT: Final = 64
 
 
 class PublicTest:
     """Public test faces under any model: trainable parameters, or any function of the frozen rows.
 
-    `untrained` are the trainable parameters [d] before the training on public images.
+    `untrained` is the trainable part before the training on public images; `judges` are other
+    persons than those of the test, or None.
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        test: PublicFaces,
-        judges: PublicFaces | None,
-        untrained: NDArray[np.float32],
+        self, rows: Rows, test: SeenFaces, judges: SeenFaces | None, untrained: nn.Module
     ) -> None:
-        self._rows, self._untrained = rows, untrained
-        self._test = _Seen(rows, test)
-        self._judges = None if judges is None else _Seen(rows, judges)
+        self._rows, self._test, self._judges = rows, test, judges
+        self._untrained = Model.of(untrained, rows.prepare)
         self.before: Final = self._best_untrained()
 
     @property
@@ -109,16 +43,18 @@ class PublicTest:
 
     def under(self, parameters: NDArray[np.float32]) -> Model:
         """Return the model of trainable parameters [d]."""
+        trainable = self._rows.split.trainable
 
-        def model(rows: Tensor) -> Tensor:
-            assign(self._rows.split.trainable, torch.from_numpy(parameters))
+        def embedded(rows: Tensor) -> Tensor:
+            assign(trainable, torch.from_numpy(parameters))
             return self._rows.embed(rows)
 
-        return model
+        return Model(embedded, Model.of(trainable).probe_order)
 
     def public_only(self, start: NDArray[np.float32]) -> Model | None:
         """Return the model at the start [d] of private training; None where that is untrained."""
-        return None if np.array_equal(start, self._untrained) else self.under(start)
+        found, some = self.under(start), self._test.inputs[:_LOOKED_AT]
+        return None if torch.equal(found.embed(some), self._untrained.embed(some)) else found
 
     def measure(self, model: Model) -> Measured:
         """Return a model's rates on the test persons, to be paired with those of others."""
@@ -129,11 +65,13 @@ class PublicTest:
         scores = [self._test.scores_in(camera, model) for model, camera in models]
         return measured(scores, [camera for _, camera in models])
 
+    def rates_under(self, model: Model, camera: int) -> Verification:
+        """Return a model's rates under one camera, without intervals."""
+        return verification_of(self._test.scores_in(camera, model), ci=False)
+
     def rates(self, model: Model) -> tuple[float, float]:
         """Return both TMRs alone, the means over cameras: fast enough for every round."""
-        found = [verification_of(each, ci=False) for each in self._test.scores(model)]
-        wide = float(np.mean([each.tmr_at_fmr_1e2 for each in found]))
-        return wide, float(np.mean([each.tmr_at_fmr_1e3 for each in found]))
+        return self._test.rates(model)
 
     def best(self, candidates: Sequence[tuple[str, Model]]) -> str:
         """Return which of several models to use, the first unless the judges tell it apart."""
@@ -151,13 +89,18 @@ class PublicTest:
         (found,) = [name for name, _ in stages if name == chosen]
         return found
 
-    def utility(self, start: NDArray[np.float32], after: Model) -> Utility:
-        """Return what training changed, from the start [d] of private training to its end."""
+    def utility(
+        self, start: NDArray[np.float32], after: Model, measured: Measured | None = None
+    ) -> Utility:
+        """Return what training changed, from the start [d] of private training to its end.
+
+        `measured` is what `measure` gives for `after`, where that is known already.
+        """
         public = self.public_only(start)
         return utility_of(
             self.measure(self.before),
             None if public is None else self.measure(public),
-            self.measure(after),
+            measured or self.measure(after),
             recommended=self.recommended(public, after),
             judges=self.judges,
         )
@@ -169,30 +112,24 @@ class PublicTest:
         a gain is never overstated by it.
         """
         persons = self._test if self._judges is None else self._judges
-
-        def quality(model: Model) -> float:
-            found = [verification_of(each, ci=False) for each in persons.scores(model)]
-            return float(np.mean([each.tmr_at_fmr_1e2 + each.tmr_at_fmr_1e3 for each in found]))
-
-        return max(self._public_model(), self.under(self._untrained), key=quality)
+        return max(self._public_model(), self._untrained, key=persons.quality)
 
     def _public_model(self) -> Model:
         """Return the public model as anyone would use it.
 
-        The adapter's rows begin with the pooled features, so only the projection is left; the parts
+        A head's rows begin with the pooled features, so only the projection is left; the parts
         that `tail` and `full` train start as the public model itself.
         """
         backbone = self._rows.backbone
-        if self._rows.train_set != "adapter":
-            parts = split(backbone, self._rows.train_set, None)
-            return lambda rows: embed(parts.trainable, rows, self._rows.prepare)
+        if self._rows.train_set not in HEADS:
+            return self._untrained
 
         def plain(rows: Tensor) -> Tensor:
             with torch.no_grad():
                 raw = backbone.projection(rows[:, : backbone.features])
                 return torch.nn.functional.normalize(raw, dim=-1)
 
-        return plain
+        return Model(plain)
 
 
 def utility_of(

@@ -12,7 +12,8 @@ from common.backbones.split import split
 from common.embedding import Rows
 from common.paired import difference
 from common.parameters import flatten
-from server.public_test import Model, PublicFaces, PublicTest, apart
+from server.public_faces import Model, PublicFaces, SeenFaces, apart
+from server.stages import PublicTest
 
 EACH, SIZE = 3, 112
 
@@ -34,13 +35,14 @@ def seeing(noise: float) -> Model:
         pixels = rows.float() - 127.5
         return (pixels[:, 0] + noise * pixels[:, 1]).flatten(1)
 
-    return model
+    return Model(model)
 
 
 def public_test(judges: PublicFaces | None, test: PublicFaces) -> PublicTest:
     backbone = create("lenet")
     rows = Rows(backbone, split(backbone, "full", None), "full")
-    return PublicTest(rows, test, judges, flatten(rows.split.trainable).numpy())
+    seen = None if judges is None else SeenFaces(rows, judges)
+    return PublicTest(rows, SeenFaces(rows, test), seen, rows.split.trainable)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +64,12 @@ def test_what_is_better_on_the_test_persons_alone_is_not_recommended() -> None:
     def lucky(rows: Tensor) -> Tensor:
         """It sees test persons, whose chips are bright in a corner, and no judge."""
         known = (rows[:, 9, 9, 0] > 0)[:, None]
-        return torch.where(known, seeing(0.5)(rows), seeing(30.0)(rows))
+        return torch.where(known, seeing(0.5).embed(rows), seeing(30.0).embed(rows))
 
     test = faces(40, 0)
     test.chips[:, 9, 9, 0] = 255
     judged = public_test(faces(40, 1), test)
-    found = judged.utility(flatten(judged_parameters()).numpy(), lucky)
+    found = judged.utility(flatten(judged_parameters()).numpy(), Model(lucky))
     assert found.verdict == "helped" and found.recommended == "before"
 
 
