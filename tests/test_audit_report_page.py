@@ -138,6 +138,11 @@ def _other_reports(report: Report, tmp_path: Path) -> list[Report]:
     earlier = replace(masked.facts, contract=contract, sites=(agreed, *others))
     found.append(replace(masked, facts=earlier))
     found += [replace(report, facts=replace(facts, utility=one)) for one in _utilities(facts)]
+    for epsilon in (0.9, 20.0):
+        spent = tuple(replace(one, spent=epsilon) for one in findings.spending)
+        found.append(replace(report, findings=replace(findings, spending=spent)))
+    scores = next(one.facts.scores for one in found if one.facts.scores)
+    found.append(replace(report, facts=replace(facts, utility=None, scores=scores[::-1])))
     return [*found, replace(report, facts=odd, findings=changed), replace(report, facts=alone)]
 
 
@@ -238,6 +243,51 @@ def test_a_run_without_privacy_is_called_that_before_all(
     headline = Wording(language)("short.headline_bad")
     assert 0 < page.index(headline) < page.index('id="meaning"')
     assert 'class="verdict good"' not in page
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(
+    ("spends", "step", "tone"),
+    [(1.0, "strong", "good"), (8.0, "moderate", "amber"), (20.0, "weak", "bad")],
+)
+def test_only_a_strong_promise_is_green_and_the_scale_names_its_source(
+    tmp_path: Path, language: Language, spends: float, step: str, tone: str
+) -> None:
+    w = Wording(language)
+    short = _short(render(report_of(make_run(tmp_path / "run", Case(spends=spends))), language))
+    assert f'class="verdict {tone}" id="short"' in short
+    assert re.findall(r'aria-current="?true"?>([^<]+)<', short) == [w(f"short.{step}")]
+    assert w(f"short.is_{step}") in short and "Ponomareva" in short and "jair.1.14649" in short
+
+
+def test_a_missing_statement_a_worse_model_and_a_large_delta_are_told_first_and_never_green(
+    tmp_path: Path,
+) -> None:
+    report = report_of(make_run(tmp_path / "run", Case(spends=0.9)))
+    facts, findings = report.facts, report.findings
+    worse = replace(facts, utility=_utilities(facts)[1])
+    fewer = replace(facts, sites=facts.sites[:1])
+    large = replace(findings, spending=tuple(replace(s, delta=0.5) for s in findings.spending))
+    first = replace(report, facts=replace(facts, utility=_utilities(facts)[2]))
+    assert 'class="verdict good" id="short"' in _short(render(first, "en"))
+    for other, said in (
+        (replace(report, facts=worse), "worse than"),
+        (replace(report, facts=fewer), "handed in no statement: site-001"),
+        (replace(report, findings=large), "Delta is not small"),
+    ):
+        short = _short(render(other, "en"))
+        assert 'class="verdict amber" id="short"' in short and said in short
+    scored = report_of(make_run(tmp_path / "scored", Case(spends=0.9, rounds=2, scored=True)))
+    assert 'class="verdict good" id="short"' in _short(render(scored, "en"))
+    turned = replace(scored, facts=replace(scored.facts, scores=scored.facts.scores[::-1]))
+    short = _short(render(turned, "en"))
+    assert 'class="verdict amber" id="short"' in short and "scored lower" in short
+
+
+def _short(page: str) -> str:
+    """The first thing that a report says."""
+    start = page.index('id="short"') - 40
+    return page[start : page.index("</section>", start)]
 
 
 def test_shares_are_never_rounded_down() -> None:

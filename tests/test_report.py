@@ -38,6 +38,7 @@ from server.report.run_record import (
     run_from_json,
     write_run,
 )
+from server.report.strength import SOURCE
 from server.report.utility import DetPoints
 from server.report.verdict import amber, change, told
 from server.report.wording import detection, duration, epsilon, points, power
@@ -276,6 +277,7 @@ def test_every_number_on_the_page_comes_from_the_record(drawn: tuple[Plot, ...])
     limits = {"54.4", "12.2"}
     run = {"2026", "01", "02T03", "04", "05", "00", "6", "53", "1,834", "4,321", "987,654", "39"}
     counted = {"2", "3"}  # sites that share a row; rounds and sites in the plots' words
+    fixed |= {"1", "10"} | set(re.findall(r"\d[\d.]*(?<!\.)", SOURCE))  # the scale and its source
     assert shown <= fixed | rates | ends | privacy | limits | run | counted | {"02", "03"}
     assert rates | ends | privacy | limits | {"1,834", "4,321", "987,654", "39"} <= shown
 
@@ -284,14 +286,14 @@ def test_epsilon_is_never_shown_without_delta(drawn: tuple[Plot, ...]) -> None:
     text = Page(render(RECORD, drawn)).text
     for match in re.finditer(r"epsilon \d[\d.]*", text):
         assert text[match.end() :].startswith(" at delta 1e-4")
-    assert "Private: epsilon 4.00 at delta 1e-4" in text
+    assert "Moderate privacy: epsilon 4.00 at delta 1e-4" in text
 
 
 @pytest.mark.parametrize("record", [SEEDED, OPEN], ids=["seeded", "open"])
 def test_a_run_that_is_not_private_says_so_loudly(record: RunRecord) -> None:
     page = Page(render(record, draw_all(record)))
     assert "NOT PRIVATE" in page.text and record.privacy.not_private in page.text
-    assert "Private: " not in page.text
+    assert " privacy: epsilon" not in page.text
     assert ("role", "alert") in page.attributes
     assert "took part finds at most" not in page.text
     assert not record.privacy.private
@@ -471,6 +473,24 @@ def test_the_verdict_is_told_in_words_and_in_one_colour(
     shown = change(difference.tmr_mean)
     assert shown in told(record.utility).line and shown in Page(html).text
     assert "Recommended: the public model, before any training; no file is needed" in html
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "word", "tone"),
+    [(0.5, "Strong", "good"), (1.0, "Strong", "good"), (1.004, "Moderate", "amber"),
+     (10.0, "Moderate", "amber"), (10.1, "Weak", "bad")],
+)  # fmt: skip
+def test_the_run_page_is_green_for_strong_privacy_only(
+    epsilon: float, word: str, tone: str
+) -> None:
+    adversaries = tuple(
+        dataclasses.replace(one, epsilon=epsilon) for one in FULL.privacy.adversaries
+    )
+    privacy = dataclasses.replace(FULL.privacy, adversaries=adversaries)
+    html = render(dataclasses.replace(FULL, privacy=privacy), ())
+    first = html[html.index("verdict") :].split("</section>")[0]
+    assert first.startswith(f'verdict {tone}"') and f"<h2>{word} privacy: epsilon" in first
+    assert len(re.findall("aria-current", first)) == 1 and "Ponomareva" in first
 
 
 def test_less_than_a_site_reaches_alone_is_amber_though_training_helped() -> None:

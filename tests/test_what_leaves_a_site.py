@@ -124,7 +124,7 @@ def test_with_secure_aggregation_only_masked_messages_leave_and_nothing_in_them_
     assert model < found.privacy.worst < masks_fail
     page = write_page(found, tmp_path).read_text()
     assert "Beyond what was agreed" in page and "2 colluding sites" in page
-    assert "Private: epsilon 4.00" in page
+    assert "Moderate privacy: epsilon 4.00" in page
 
 
 def message_in(reply: Message) -> bytes:

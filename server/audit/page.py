@@ -58,8 +58,7 @@ def _header(view: View) -> str:
         federation=view.roster.federation,
         serial=view.roster.serial,
     )
-    missing = sorted({site.name for site in view.roster.sites} - {s.site for s in view.statements})
-    notes = [w("report.missing", sites=", ".join(missing))] if missing else []
+    notes = [w("report.missing", sites=", ".join(view.missing))] if view.missing else []
     if any(one.simulated for one in view.statements):
         notes.append(w("report.simulated"))
     lines = "".join(f'<p class="note">{note}</p>\n' for note in notes)

@@ -9,6 +9,7 @@ from server.audit.facts import Spending
 from server.audit.sharing import assumption, certain, collusion
 from server.audit.view import View
 from server.audit.wording import in_hundred, nearly, share
+from server.report.strength import STRENGTHS, TONES, scale, strength
 from server.report.wording import power
 
 BARS = 8  # more kinds of spending than that stand in the table only
@@ -46,10 +47,35 @@ def in_short(view: View) -> str:
     )
     name = "short.headline_shared" if view.shared else "short.headline"
     headline = w(name, epsilon=w.epsilon(worst.spent), delta=power(worst.delta))
+    found, caveats = strength(worst.spent), _caveats(view)
+    # Green is for what is strong and whole; nothing that is wrong besides makes weak look better.
+    tone = "amber" if found == "strong" and caveats else TONES[found]
+    listed = "".join(f"<li>{one}</li>" for one in caveats)
+    listed = f'<ul class="caveats">{listed}</ul>\n' if caveats else ""
+    steps = {step: w(f"short.{step}") for step in STRENGTHS}
     return (
-        f'<section class="verdict good" id="short">\n<h2>{headline}</h2>\n</section>\n'
+        f'<section class="verdict {tone}" id="short">\n<h2>{headline}</h2>\n'
+        f"<p>{w(f'short.is_{found}')}</p>\n{listed}{scale(found, steps)}"
+        f'<p class="quiet">{w("short.scale")}</p>\n</section>\n'
         f'<div class="cards">\n{body}</div>\n<p class="quiet">{w("short.small")}</p>\n'
     )
+
+
+def _caveats(view: View) -> list[str]:
+    """What a reader of the first lines must know besides epsilon: whom they do not speak of."""
+    w, facts = view.w, view.facts
+    found = [w("report.missing", sites=", ".join(view.missing))] if view.missing else []
+    if view.worst.delta * view.findings.declared_persons >= 1:
+        found.append(w("short.delta_large"))
+    if facts.utility is not None and facts.utility.verdict == "worse":
+        found.append(w("short.worse"))
+    if facts.utility is None and len(facts.scores) > 1:
+        first, last = (
+            one.fnmr_at_fmr_1e2 + one.fnmr_at_fmr_1e3 for one in (facts.scores[0], facts.scores[-1])
+        )
+        if last > first:
+            found.append(w("short.lower"))
+    return found
 
 
 def left(remaining: float) -> str:

@@ -42,6 +42,11 @@ class View:
     def statements(self) -> tuple[Statement, ...]:
         return tuple(Statement.unverified(one.statement) for one in self.facts.sites)
 
+    @cached_property
+    def missing(self) -> list[str]:
+        """The sites on the roster that handed in no statement, by name."""
+        return sorted({one.name for one in self.roster.sites} - {s.site for s in self.statements})
+
     @property
     def worst(self) -> Spending:
         """The site that spent most; one without a bound before all."""

@@ -14,6 +14,7 @@ from common.storage import write_private
 from server.report import drawing
 from server.report.plots import draw_all
 from server.report.run_record import RunRecord, SiteSpending, by_size
+from server.report.strength import SOURCE, TONES, WORDS, scale, strength
 from server.report.style import STYLE
 from server.report.verdict import MEANING, STAGES, recommended, told, told_alone
 from server.report.wording import (
@@ -91,11 +92,13 @@ def _verdict(record: RunRecord) -> str:
             f"<p>{escape(reason)}. This model may reveal who is in the training images; do not "
             "release it as private.</p>\n</section>\n"
         )
+    found = strength(worst)
     return (
-        '<section class="verdict good">\n'
-        f"<h2>Private: {epsilon_with_delta(worst, privacy.delta)}</h2>\n"
+        f'<section class="verdict {TONES[found]}">\n'
+        f"<h2>{found.capitalize()} privacy: {epsilon_with_delta(worst, privacy.delta)}</h2>\n"
         f"<p>Unit: {escape(privacy.unit)}. Neighbours: {escape(privacy.adjacency)}. A smaller "
-        "epsilon is more private.</p>\n</section>\n"
+        f"epsilon is more private.</p>\n{scale(found, WORDS)}"
+        f'<p class="quiet">{SOURCE}</p>\n</section>\n'
     )
 
 

@@ -35,7 +35,13 @@ section p { margin: .6rem 0 0; }
 .neutral { background: var(--neutral-back); border-color: var(--neutral-edge); }
 .amber { background: var(--amber-back); border-color: var(--amber-edge); }
 .verdict + .verdict { margin-top: .75rem; }
-.bad h2 { color: var(--warning); font-size: 1.8rem; letter-spacing: .03em; }
+.bad h2 { color: var(--warning); }
+.bad[role="alert"] h2 { font-size: 1.8rem; letter-spacing: .03em; }
+.scale { list-style: none; display: grid; grid-template-columns: repeat(3, 1fr); gap: .4rem;
+  margin: .9rem 0 0; padding: 0; font-size: .85rem; }
+.scale li { border-top: 4px solid; padding: .35rem .5rem; background: none; color: var(--quiet); }
+.scale li[aria-current] { background: var(--card); color: var(--ink); font-weight: 600; }
+.verdict .caveats { margin-top: .6rem; }
 .warnings h2 { color: var(--warning); }
 ul { margin: 0; padding-left: 1.2rem; }
 .scroll { overflow-x: auto; }
