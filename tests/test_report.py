@@ -465,6 +465,7 @@ def test_the_verdict_is_told_in_words_and_in_one_colour(
 ) -> None:
     record = verdict_of(difference)
     html = render(record, ())
+    html = html[html.index("</section>") :]  # the first is privacy's own
     assert f'<section class="verdict {tone}"' in html and words in html
     others = {"neutral", "amber"} - {tone}
     assert not any(f'class="verdict {other}"' in html for other in others)
@@ -486,10 +487,11 @@ def test_the_run_page_is_green_for_strong_privacy_only(
     adversaries = tuple(
         dataclasses.replace(one, epsilon=epsilon) for one in FULL.privacy.adversaries
     )
-    privacy = dataclasses.replace(FULL.privacy, adversaries=adversaries)
+    sites = tuple(dataclasses.replace(one, epsilon=epsilon) for one in FULL.privacy.per_site)
+    privacy = dataclasses.replace(FULL.privacy, adversaries=adversaries, per_site=sites)
     html = render(dataclasses.replace(FULL, privacy=privacy), ())
-    first = html[html.index("verdict") :].split("</section>")[0]
-    assert first.startswith(f'verdict {tone}"') and f"<h2>{word} privacy: epsilon" in first
+    first = html[html.index('class="verdict') :].split("</section>")[0]
+    assert first.startswith(f'class="verdict {tone}"') and f"<h2>{word} privacy: epsilon" in first
     assert len(re.findall("aria-current", first)) == 1 and "Ponomareva" in first
 
 
@@ -497,9 +499,9 @@ def test_less_than_a_site_reaches_alone_is_amber_though_training_helped() -> Non
     assert [line.split(".")[0] for line in amber(FULL)] == [
         "Each site alone is better than federated"
     ]
-    assert 'class="verdict good"' in render(FULL, ()) and 'class="verdict amber"' in render(
-        FULL, ()
-    )
+    html = render(FULL, ())
+    html = html[html.index("</section>") :]  # the first is privacy's own
+    assert 'class="verdict good"' in html and 'class="verdict amber"' in html
 
 
 def test_sites_alone_are_grouped_by_size() -> None:
