@@ -51,8 +51,8 @@ def test_embeddings_have_unit_norm_and_the_stated_dimension(backbone: Backbone) 
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
 
 
-@pytest.mark.parametrize("train_set", TRAIN_SETS)
-def test_each_trainable_set_is_valid_and_gets_all_the_gradient(
+@pytest.mark.parametrize("train_set", [one for one in TRAIN_SETS if one != "statistics"])
+def test_each_part_that_gradients_train_is_valid_and_gets_all_the_gradient(
     backbone: Backbone, train_set: TrainSet
 ) -> None:
     before = {name: value.clone() for name, value in backbone.state_dict().items()}

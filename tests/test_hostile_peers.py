@@ -252,7 +252,8 @@ def test_one_unusable_person_takes_nobody_else_out_of_training(
     odd = Path(os.fsdecode(os.fsencode(data) + b"/" + folder))
     odd.mkdir()
     if target is None:
-        shutil.copy(next(experiment.data.glob("*/*.png")), odd / name)
+        with Image.open(next(experiment.data.glob("*/*.png"))) as picture:
+            picture.rotate(3).save(odd / name)  # a picture of nobody else
     else:
         (odd / name).symlink_to(target)
     persons = open_folder(FolderConfig(data, tmp_path / "2", aligned=True), policy).persons(part)

@@ -152,7 +152,7 @@ def test_a_torchvision_file_is_folded_to_the_same_network(name: str, tmp_path: P
     with torch.no_grad():
         expected = F.normalize(original(x), dim=1)
         torch.testing.assert_close(backbone(x), expected, rtol=0, atol=1e-5)
-    for train_set in TRAIN_SETS:
+    for train_set in (one for one in TRAIN_SETS if one != "statistics"):
         trainable = split(backbone, train_set, public(backbone)).trainable.train()
         assert ModuleValidator.is_valid(trainable)
     assert all(p.requires_grad for p in backbone.parameters())

@@ -214,7 +214,7 @@ def test_the_roster_is_followed_while_the_server_runs_and_an_old_one_is_refused(
     assert command("provision", "--out", fed, "--add-site", "new").code == 0
     new = shared.node("new", WIDE).start()
     with endless(shared, "roster", "--drop-after", 3600) as run:
-        until(lambda: "again in" in new.said, "it is not let in before the server knows it")
+        until(lambda: "trying again" in new.said, "it is not let in before the server knows it")
         done = command("server", "roster", "--state", state, fed / "current" / "roster")
         assert (done.code, "new" in done.out) == (0, True)
         takes_part(shared, run, "a", "b", "new")

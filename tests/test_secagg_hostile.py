@@ -20,7 +20,6 @@ from common.masking import MaskedUpdate, RoundRequest
 from common.npy import to_npy
 from common.roster import Roster
 from common.update import model_id_of
-from server.rounds import RoundFailed
 from simulations.inprocess import InProcessGrid
 from tests.masking_rig import names_of, roster
 from tests.secagg_rig import OPERATOR, RUN, Rig, check_sums, contract, public_inputs, start
@@ -246,7 +245,7 @@ def test_a_site_that_refuses_leaves_a_named_reason(tmp_path: Path) -> None:
     def no(agreed: Contract) -> None:
         raise Refused("the policy allows no run of trust 'secagg'")
 
-    with pytest.raises(RoundFailed, match="refused: contract"):
+    with pytest.raises(Refused, match="refused: contract"):
         Rig(tmp_path, 4, contract(3), consent=no).run()
 
 

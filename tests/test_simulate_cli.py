@@ -171,7 +171,7 @@ def test_an_unreadable_image_is_left_out_counted_and_the_rest_goes_on(
     shutil.copytree(people_folder, tmp_path / "data")
     everyone = list((tmp_path / "data").iterdir())
     for person in everyone:
-        (person / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+        (person / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture " + person.name.encode())
     code, out, err = run(data=tmp_path / "data", json=True)
     assert code == 0, err
     assert json.loads(out)["privacy"]["adversaries"]
