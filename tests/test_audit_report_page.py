@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import string
+import subprocess
 from dataclasses import replace
 from math import ceil, exp
 from pathlib import Path
+from shutil import which
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,7 +19,7 @@ from playwright.sync_api import Browser
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-from common.config import to_json
+from common.config import digest, to_json
 from common.errors import InputError, VeilfaceError
 from common.software import Package
 from common.statement import Consent, Statement
@@ -389,6 +392,88 @@ def test_the_group_rates_of_an_evaluation_stand_in_the_report(run: Path, tmp_pat
     assert invoke(cli.verify, out / "report.html").exit_code == 0
     (tmp_path / "evaluation.json").write_text("{}")
     assert isinstance(invoke(cli.report, run, *arguments).exception, InputError)
+
+
+@needs_browser
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_on_a_phone_no_table_is_cut_and_no_word_stands_in_a_column_of_letters(
+    report: Report, language: Language, browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render(_agreed(report), language), encoding="utf-8")
+    for width in (390, 1280):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto(path.as_uri())
+        cut = "found => found.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+        assert page.eval_on_selector_all(".scroll", cut) == []
+        narrow = (
+            "found => found.filter(e => e.offsetWidth && e.innerText.length > 3"
+            " && e.offsetHeight > 5 * e.offsetWidth / 2).map(e => e.innerText)"
+        )
+        assert page.eval_on_selector_all("th, td", narrow) == []
+        heads = page.locator("#consent thead").is_visible()
+        label = "e => getComputedStyle(e, '::before').content"
+        first = page.eval_on_selector("#consent td:nth-child(3)", label)
+        named = first == f'"{Wording(language)("consent.budget")}"'
+        assert heads != named, "each number stands under its head, or beside its name"
+
+
+def _agreed(report: Report) -> Report:
+    """The report with limits that every site signed."""
+    agreed = Consent(("dlib-resnet",), 4.0, DELTA, 4.0, 9, ("local", "secagg"), 3, 1, ("ab" * 32,))
+    sites = tuple(
+        replace(
+            one, statement=to_json(replace(Statement.unverified(one.statement), consent=agreed))
+        )
+        for one in report.facts.sites
+    )
+    return replace(report, facts=replace(report.facts, sites=sites))
+
+
+needs_poppler = pytest.mark.skipif(which("pdftotext") is None, reason="poppler-utils is missing")
+
+
+@needs_pango
+@needs_poppler
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_on_paper_no_page_is_half_empty_and_no_row_stands_alone(
+    tmp_path: Path, language: Language
+) -> None:
+    report = _agreed(report_of(make_run(tmp_path / "run", Case(sites=3, rounds=12, spends=8.0))))
+    model, contract = report.facts.model, digest(report.facts.contract)
+    for rounds in (3, 5, 8, 12):
+        spent = tuple(replace(s, rounds=s.rounds[:rounds]) for s in report.findings.spending)
+        shown = replace(report, findings=replace(report.findings, spending=spent))
+        try:
+            pdf = to_pdf(shown, language)
+        except InputError as error:
+            pytest.skip(error.message)
+        texts_ = _read(pdf, "pdftotext", "-layout", "-", "-").decode().split("\f")[:-1]
+        by_round = re.compile(r"^ *\d+ +[\d.]+ +1 +1 +\S+ +[\d.]+ +[\d.]+$", re.MULTILINE)
+        rows = [len(by_round.findall(text)) for text in texts_]
+        assert sum(rows) == rounds and 1 not in rows
+        alone = [text for text in texts_ if (model[:40] in text) != (contract[:40] in text)]
+        assert alone == [], "the last two rows of a table stay together"
+        for number, page in enumerate(_pages(pdf)[:-1], start=1):
+            last = np.flatnonzero((page < 128).any(axis=1)).max() / len(page)
+            assert last > 0.7, f"page {number} ends at {last:.0%}"
+
+
+def _read(pdf: bytes, *command: str) -> bytes:
+    return subprocess.run(command, input=pdf, capture_output=True, check=True).stdout
+
+
+def _pages(pdf: bytes) -> list[np.ndarray]:
+    """Each page in grey, without its margin at the foot."""
+    data, pages = _read(pdf, "pdftoppm", "-r", "40", "-gray", "-"), []
+    while data:
+        _, width, height, _ = data.split(maxsplit=4)[:4]
+        header = len(b"P5\n%s %s\n255\n" % (width, height))
+        size = int(width) * int(height)
+        grey = np.frombuffer(data[header : header + size], np.uint8).reshape(int(height), -1)
+        pages.append(grey[: int(0.93 * len(grey))])
+        data = data[header + size :]
+    return pages
 
 
 @needs_browser

@@ -37,6 +37,10 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 :lang(zh) body { font-family: system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC",
   "Source Han Sans SC", sans-serif; }
 @media (max-width: 44rem) { .cards { grid-template-columns: 1fr; } }
+@media screen and (max-width: 34rem) {
+  .exact { padding-left: .6rem; }
+  #consent .many th, #consent .many td { padding: 0; white-space: normal; }
+}
 @page { size: A4; margin: 18mm 16mm 20mm;
   @bottom-right { content: counter(page) " / " counter(pages); font-size: 9pt; color: #444444; }
   @bottom-left { content: string(run); font-size: 9pt; color: #444444; } }
@@ -47,12 +51,13 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   section { margin-top: 8mm; }
   .card, .exact { break-inside: avoid; }
   figure { text-align: center; }
-  figure svg { display: inline-block; width: 100mm; }
+  figure svg { display: inline-block; width: 84mm; }
+  /* A table may go on overleaf, never with one row alone on either side. */
+  .scroll { overflow: visible; }
+  table, .exact:has(table) { break-inside: auto; }
   tr { break-inside: avoid; }
+  tbody tr:first-child, tbody tr:nth-last-child(2) { break-after: avoid; }
   h2, h3, caption, .refs { break-after: avoid; }
-  .scroll { overflow: visible; break-inside: avoid; }
-  .scroll:has(.dense, .wordy), .exact:has(.dense), table.dense, table.wordy,
-  #consent .scroll, #consent table { break-inside: auto; }
 }
 """
 )

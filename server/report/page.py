@@ -29,6 +29,7 @@ from server.report.wording import (
     power,
 )
 
+_COLUMNS = 5  # more than that do not fit a phone
 # Each drawn colour becomes a variable of the page, so that plots follow light and dark.
 _COLOURS = {
     drawing.INK: "ink",
@@ -287,14 +288,33 @@ def _details(record: RunRecord) -> str:
 
 
 def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
-    """A table of cells that are HTML already; the first of each row names it."""
+    """A table of cells that are HTML already; the first of each row names it.
+
+    One of many columns tells each cell its head and a reader aloud what is what: on a phone its
+    rows are cards.
+    """
+    heads = list(head)
+    many = len(heads) > _COLUMNS
+    kind = f"{kind} many".strip() if many else kind
+    of, row, cell, name_of = (
+        f' role="{role}"' if many else "" for role in ("table", "row", "cell", "rowheader")
+    )
     lines = [
-        f'<div class="scroll">\n<table class="{kind}">\n<caption>{caption}</caption>\n<thead><tr>'
+        f'<div class="scroll">\n<table class="{kind}"{of}>\n<caption>{caption}</caption>\n'
+        f"<thead><tr{row}>"
     ]
-    lines += [f'<th scope="col">{cell}</th>' for cell in head]
+    lines += [f'<th scope="col">{one}</th>' for one in heads]
     lines.append("</tr></thead>\n<tbody>\n")
+    told = [f' data-head="{_bare(one)}"' if many else "" for one in heads]
     for name, *cells in rows:
-        values = "".join(f"<td>{cell}</td>" for cell in cells)
-        lines.append(f'<tr><th scope="row">{name}</th>{values}</tr>\n')
+        values = "".join(
+            f"<td{cell}{label}>{value}</td>" for label, value in zip(told[1:], cells, strict=True)
+        )
+        lines.append(f'<tr{row}><th scope="row"{name_of}{told[0]}>{name}</th>{values}</tr>\n')
     lines.append("</tbody>\n</table>\n</div>\n")
     return "".join(lines)
+
+
+def _bare(html: str) -> str:
+    """The text of HTML, as the value of an attribute."""
+    return re.sub("<[^>]*>", "", html).replace('"', "&quot;")

@@ -39,7 +39,8 @@ section p { margin: .6rem 0 0; }
 .bad[role="alert"] h2 { font-size: 1.8rem; letter-spacing: .03em; }
 .scale { list-style: none; display: grid; grid-template-columns: repeat(3, 1fr); gap: .4rem;
   margin: .9rem 0 0; padding: 0; font-size: .85rem; }
-.scale li { border-top: 4px solid; padding: .35rem .5rem; background: none; color: var(--quiet); }
+.scale li { border-style: solid; border-width: 4px 0 0; padding: .35rem .5rem; background: none;
+  color: var(--quiet); }
 .scale li[aria-current] { background: var(--card); color: var(--ink); font-weight: 600; }
 .verdict .caveats { margin-top: .6rem; }
 .warnings h2 { color: var(--warning); }
@@ -73,6 +74,17 @@ code { font: .9em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-
   th, td { padding: .45rem .3rem; font-size: .95rem; }
   td small { white-space: normal; }
   figure { padding: .5rem; margin: 0 -.5rem; }
+}
+/* On a phone a row of many columns is a card: its name, and below it each value under its head. */
+@media screen and (max-width: 34rem) {
+  .many, .many caption, .many tbody, .many th, .many td { display: block; }
+  .many thead { display: none; }
+  .many tbody tr { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem 1rem;
+    padding: .6rem 0; }
+  .many tbody th { grid-column: 1 / -1; font-weight: 600; }
+  .many tbody th, .many tbody td { padding: 0; text-align: left; overflow-wrap: anywhere; }
+  .many td::before, .many tbody th::before { content: attr(data-head); display: block;
+    color: var(--quiet); font-size: .82rem; font-weight: 400; }
 }
 @media print {
   :root {
