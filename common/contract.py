@@ -19,6 +19,7 @@ from common.ledger_format import Mechanism
 from common.masking.fixed_point import FixedPoint
 from common.masking.noise import ShareNoise
 from common.masking.terms import MOST_SITES, Terms
+from common.recipe_options import RecipeOptions, effective
 from common.sampling import check_sample_rate
 from common.vocabulary import LOSS_NAMES, TrainSet
 
@@ -132,6 +133,7 @@ class Contract:
         masking: of secure aggregation, one private step a round; None where sites trust no one.
         moments: which statistics a person tells, of the train set `statistics` alone: one round.
         mirror: whether a face is seen as the mean of itself and its mirror image.
+        recipe: what the run changes of recommended constants, those of the server alone with them.
     """
 
     run_id: str
@@ -149,6 +151,7 @@ class Contract:
     masking: Masking | None = None
     moments: MomentsConfig | None = field(default=None, metadata=LATER)
     mirror: bool = field(default=False, metadata=LATER)
+    recipe: RecipeOptions | None = field(default=None, metadata=LATER)
 
     @property
     def trust(self) -> Trust:
@@ -177,6 +180,8 @@ class Contract:
             raise InputError("constants of moments belong to the train set statistics")
         if self.moments is not None and (self.rounds, self.local_steps) != (1, 1):
             raise InputError("statistics are released once", hint="rounds 1 and local_steps 1")
+        if self.recipe is not None:
+            self._check_recipe()
         if self.masking is not None:
             if self.local_steps != 1 or self.privacy.sample_rate != 1.0:
                 raise InputError(
@@ -184,3 +189,9 @@ class Contract:
                     hint="local_steps 1 and sample_rate 1",
                 )
             self.masking.check(self.privacy)
+
+    def _check_recipe(self) -> None:
+        recipe = effective(self.train_set, self.recipe)
+        stated = (recipe.max_grad_norm, recipe.images_per_person)
+        if stated != (self.privacy.max_grad_norm, self.images_per_person):
+            raise InputError("the contract's clip or images a person are not those of its recipe")

@@ -6,16 +6,17 @@ disagree about them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.config import from_json, from_toml, to_json
+from common.config import LATER, from_json, from_toml, to_json
 from common.contract import Masking, Privacy, Trust
 from common.errors import InputError, Refused
 from common.masking.noise import calibrate as calibrate_share
 from common.masking.terms import Terms as MaskingTerms
 from common.plan import calibrate
-from common.recipe import recommended
+from common.recipe import Recipe
+from common.recipe_options import RecipeOptions, effective
 from common.vocabulary import AGGREGATOR_NAMES, BACKBONES, LOSS_NAMES, TrainSet
 
 
@@ -33,6 +34,7 @@ class TrainingConfig:
         mirrored: whether a face is seen as the mean of itself and its mirror image, for twice the
             time; None: where the train set can (`statistics` and `adapter`).
         sites: how many are declared; None: `minimum_sites`.
+        recipe: what is changed of the train set's recommended constants; None: nothing.
     """
 
     train_set: TrainSet
@@ -51,6 +53,12 @@ class TrainingConfig:
     colluders: int | None = None
     mirrored: bool | None = None
     sites: int | None = None
+    recipe: RecipeOptions | None = field(default=None, metadata=LATER)
+
+    @property
+    def effective(self) -> Recipe:
+        """Return the recipe of the run: the recommended one, as far as nothing else is stated."""
+        return effective(self.train_set, self.recipe)
 
     @property
     def mirror(self) -> bool:
@@ -60,6 +68,7 @@ class TrainingConfig:
         )
 
     def __post_init__(self) -> None:
+        effective(self.train_set, self.recipe)
         if self.mirrored and self.train_set not in ("statistics", "adapter"):
             raise InputError(f"mirror averaging is not for {self.train_set}", hint="leave it out")
         if self.train_set == "statistics":
@@ -93,7 +102,7 @@ class TrainingConfig:
                 delta=self.delta,
                 rounds=self.rounds,
                 dimension=dimension,
-                max_grad_norm=recommended(self.train_set).max_grad_norm,
+                max_grad_norm=self.effective.max_grad_norm,
                 honest=MaskingTerms(self.minimum_sites, self.colluders).honest,
             ).sigma
         return Masking(self.minimum_sites, self.colluders, dimension, sigma)
@@ -105,7 +114,7 @@ class TrainingConfig:
             delta=self.delta,
             rounds=self.rounds,
             local_steps=self.local_steps,
-            max_grad_norm=recommended(self.train_set).max_grad_norm,
+            max_grad_norm=self.effective.max_grad_norm,
             sample_rate=self.sample_rate,
             public_denominator=max(1.0, self.persons_per_site * self.sample_rate),
             concentrated=self.trust == "secagg",
@@ -166,5 +175,5 @@ def read_terms(path: Path) -> Terms:
             raise InputError(f"{path.name}: unknown {what} {name!r}", hint=", ".join(known))
     if training.epsilon is None:
         raise InputError(f"{path.name}: a deployment states its epsilon")
-    images = recommended(training.train_set).images_per_person
+    images = training.effective.images_per_person
     return Terms(config.backbone, training, images, training.privacy())

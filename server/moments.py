@@ -98,6 +98,8 @@ def _head(
     moments: PublicMoments | None,
 ) -> StatisticsHead:
     told = moments_for(0 if moments is None else len(moments.prior), *evidence(config))
+    if config.recipe is not None and config.recipe.moments is not None:
+        told = config.recipe.moments.of(told)
     with torch.random.fork_rng(devices=[]):  # layers draw initial weights that are overwritten
         head = StatisticsHead(rows.backbone.projection, HeadParts(public, moments, told)).eval()
     with torch.no_grad():

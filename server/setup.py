@@ -21,7 +21,6 @@ from common.contract import Contract
 from common.embedding import Progress, Rows, frozen_rows, silent
 from common.parameters import flatten, layout_of
 from common.randomness import experiment_generator
-from common.recipe import recommended
 from common.terms import TrainingConfig
 from common.vocabulary import TrainSet
 from server.moments import Settling, with_moments
@@ -118,7 +117,7 @@ def prepare(
     With one local step a site's delta is its noised mean gradient and the server's optimiser takes
     the step; with more, the site takes the steps and the server averages (McMahan et al. 2017).
     """
-    recipe = recommended(config.train_set)
+    recipe = config.effective
     if config.train_set == "statistics":
         rows = with_moments(config, rows, bank, judges)
     elif recipe.public_start is not None:
@@ -141,6 +140,7 @@ def prepare(
         masking=config.masking(layout_of(trainable).dimension),
         moments=trainable.shape.config if isinstance(trainable, StatisticsHead) else None,
         mirror=config.mirror,
+        recipe=config.recipe,
     )
     by_code = config.loss == "codebook"
     return rows, Federation(

@@ -77,8 +77,11 @@ def experiment_of(
     aligned: bool,
     cache: Path | None,
     allow_duplicates: bool,
+    recipe: Path | None,
 ) -> Experiment:
     """Return the experiment that the options of `simulate` describe; InputError if it cannot be."""
+    from common.config import from_toml
+    from common.recipe_options import RecipeOptions
     from simulations.experiment import Experiment  # here, so that --help needs no torch
 
     if (epsilon is None) != no_privacy:
@@ -116,6 +119,7 @@ def experiment_of(
         aligned=aligned,
         cache=cache,
         allow_duplicates=allow_duplicates,
+        recipe=None if recipe is None else from_toml(RecipeOptions, recipe),
     )
     experiment.check()
     return experiment
@@ -154,6 +158,11 @@ def experiment_of(
 @click.option("--loss", type=click.Choice(sorted(LOSS_NAMES)), help="[default: public-negatives]")
 @click.option("--backbone", default="dlib-resnet", show_default=True)
 @click.option("--weights", type=click.Path(path_type=Path), help="State dict or safetensors.")
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="TOML: clip, learning rate, temperature, images a person, momentum, split of the budget.",
+)
 @click.option("--aggregator", type=click.Choice(sorted(AGGREGATOR_NAMES)), default="mean")
 @click.option("--engine", type=click.Choice(["inprocess", "ray"]), default="inprocess")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 from common.accounting import MOST_EPSILON
+from common.config import LATER
 from common.constants import check_delta
 from common.contract import Trust
 from common.errors import InputError
 from common.masking import Terms
+from common.recipe_options import RecipeOptions, effective
 from common.sampling import check_sample_rate
 from common.terms import check_masked
 from common.vocabulary import BACKBONES, SHIFTS, BankShift, Shift, TrainSet
@@ -37,6 +39,7 @@ class Experiment:
         seeded_noise: noise from `seed`, for tests of the machinery; never private.
         minimum_sites: how few answers a round may have; None: all with secure aggregation, else 1.
         colluders: with secure aggregation, how many sites may collude; None: nobody does.
+        recipe: what is changed of the recommended constants; None: nothing.
     """
 
     data: Path | None
@@ -66,6 +69,7 @@ class Experiment:
     bank_shift: BankShift = "same"
     yunet: Path | None = None
     allow_duplicates: bool = False
+    recipe: RecipeOptions | None = field(default=None, metadata=LATER)
 
     @property
     def least_sites(self) -> int:
@@ -94,6 +98,7 @@ class Experiment:
             raise InputError(f"--persons: at most {_MOST_SYNTHETIC:,} synthetic persons")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise InputError(f"--seed must lie in 0 to {LARGEST_SEED}, not {self.seed}")
+        effective(self.train_set, self.recipe)
         self._check_trust()
         self._check_cameras()
         for path in (self.data, self.weights, self.public, self.test, self.yunet):

@@ -107,6 +107,7 @@ def build(experiment: Experiment, run_id: str, directory: Path, material: Materi
         trust=experiment.trust,
         colluders=None if experiment.trust == "local" else experiment.colluders or 0,
         sites=experiment.sites,
+        recipe=experiment.recipe,
     )
     rows, bank = cut(
         material.backbone,

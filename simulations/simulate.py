@@ -298,10 +298,18 @@ def _settings(simulation: Simulation) -> tuple[Setting, ...]:
         "max_grad_norm": f"{contract.privacy.max_grad_norm:g}",
         "public_denominator": f"{contract.privacy.public_denominator:g}",
         "images_per_person": str(contract.images_per_person),
+        "recipe": "recommended" if experiment.recipe is None else experiment.recipe.told(),
         "temperature": f"{contract.loss.temperature:g}",
+        "margin": f"{contract.loss.margin:g}",
+        "public_negatives": str(contract.public_negatives),
+        "local learning_rate": f"{contract.local_learning_rate:g}",
+        "local momentum": f"{contract.local_momentum:g}",
         "server learning_rate": f"{simulation.federation.optimizer.learning_rate:g}",
         "server momentum": f"{simulation.federation.optimizer.momentum:g}",
     }
+    if contract.moments is not None:
+        told = dataclasses.asdict(contract.moments)
+        values |= {f"moments {name}": f"{value:g}" for name, value in told.items()}
     for name, folder in (("public", experiment.public), ("test", experiment.test)):
         values[name] = "data" if folder is None else folder.name
     return tuple(Setting(name, value) for name, value in sorted(values.items()))
