@@ -14,8 +14,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(STAMP)  ## A complete private run on synthetic people: table, plots, report.
-	$(BIN)/veilface simulate --data synthetic --sites 4 --rounds 20 --epsilon 8 --delta 1e-4 --seed 0
+demo: $(STAMP)  ## A private run of sixty small sites with a camera that the public bank never saw.
+	$(BIN)/veilface simulate --data synthetic --shift cctv --bank-shift none --sites 60 \
+	    --persons 300 --trust secagg --epsilon 4 --delta 1e-4 --seed 0
 
 test: $(STAMP)  ## All tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile

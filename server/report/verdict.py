@@ -101,7 +101,10 @@ def recommended(utility: Utility) -> str:
     if not utility.judges:
         why = "there were no other public persons to choose on"
         return f"Recommended: {_use(name)}, since {why}."
-    return f"Recommended: {_use(name)}. Chosen on {plural(utility.judges, 'other public person')}."
+    who = plural(utility.judges, "other public person")
+    if name == "after":
+        return f"Recommended: {_use(name)}. Chosen on {who}."
+    return f"Recommended: {_use(name)}. On {who} nothing later was better by more than chance."
 
 
 def _use(name: Released) -> str:
