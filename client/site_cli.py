@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -15,14 +16,16 @@ from client.odometer import VARIABLE, default_odometers, elsewhere_of
 from client.start import SiteOptions, default_state, policy_path, settle_policy, terms_of, up
 from common.bundle import Bundle
 from common.bundle_options import OpenedBundle, bundle_options, must_be_of
+from common.detector_options import detector_options, yunet_file
 from common.errors import InputError
 from common.ledger import verify
 from common.spending import spent
 from common.supervision import is_running
 from common.web.server import host_and_port
-from common.wording import plural
+from common.wording import STAGES, percent, plural
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.group()
@@ -179,3 +182,75 @@ def status_command(
         )
     for run_id, rounds in runs.items():
         click.echo(f"  run {run_id}: {plural(rounds, 'round')}")
+
+
+@site.command("evaluate")
+@click.option("--model", required=True, type=_FILE, help="What the federation trained.")
+@click.option("--public-model", type=_FILE, help="The run's recommended.safetensors, if it gave "
+    "one [default: the public part of --model].")  # fmt: skip
+@click.option("--weights", type=_FILE, help="The backbone's, where the run had some.")
+@click.option("--data", required=True, type=_FOLDER, help="Own faces, one folder a person.")
+@detector_options
+@click.option("--aligned", is_flag=True, help="The images are aligned chips already.")
+@click.option("--cache", type=_FOLDER, help="Of sealed chips [default: none are kept].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate_command(
+    model: Path,
+    public_model: Path | None,
+    weights: Path | None,
+    data: Path,
+    detector: str,
+    yunet: Path | None,
+    aligned: bool,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask what the federation's model is worth on this site's own faces: nothing is sent.
+
+    Beside it stand the public model and this site alone, each on persons whom its statistics have
+    not seen. What is printed is about private faces and not noised: it is for this site only.
+    """
+    from client.own_faces import on_own_faces  # here, so that --help needs no torch
+    from common.chip_cache import ChipCache
+    from common.dataset import images_of, list_subjects, load_chips, person_root
+    from common.detection import detector_of
+    from common.network import trained_network
+    from common.same_person import merged
+
+    trained = trained_network(model, weights)
+    public = None if public_model is None else trained_network(public_model, weights)
+    finder = detector_of(yunet_file(detector, yunet))
+    # Not strict: an error about a person's folder would name the person.
+    subjects = merged(list_subjects(person_root(data), strict=False))
+    with nullcontext() if cache is None else ChipCache.open(cache) as chips:
+        loaded = load_chips(
+            images_of(subjects),
+            spec=trained.backbone.chip,
+            detector=finder,
+            cache=chips,
+            aligned=aligned,
+        )
+    found = on_own_faces(trained, public, loaded.chips, loaded.labels(subjects))
+    skipped = len(loaded.skipped) + sum(len(subject.skipped) for subject in subjects)
+    if skipped:
+        click.echo(f"warning: {plural(skipped, 'image')} could not be used", err=True)
+    for sentence in found.warnings():
+        click.echo(f"warning: {sentence}", err=True)
+    for sentence in found.stages["after"].verification.shortages:
+        click.echo(f"warning: {sentence}", err=True)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), allow_nan=False))
+        return
+    click.echo(
+        f"{plural(found.persons, 'person')} of this site with {plural(found.images, 'image')}; "
+        "for this site only: not noised, and nothing was sent"
+    )
+    for stage, name in STAGES.items():
+        if stage in found.stages:
+            rates = found.stages[stage].verification
+            click.echo(
+                f"{name}: TMR {percent(rates.tmr_at_fmr_1e2)} at FMR 1e-2 and "
+                f"{percent(rates.tmr_at_fmr_1e3)} at FMR 1e-3, EER {percent(rates.eer)}"
+            )
+    for sentence in found.verdicts():
+        click.echo(sentence)

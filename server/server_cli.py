@@ -16,6 +16,7 @@ from common.liveness import DROP_AFTER
 from common.supervision import is_running
 from common.terms import Terms, read_terms
 from common.web.server import host_and_port
+from common.wording import STAGES, percent
 from server.deployment.folder import (
     ENDED,
     Contacts,
@@ -28,9 +29,8 @@ from server.deployment.folder import (
 from server.deployment.status import versions
 from server.deployment.up import accept_roster, up
 from server.report.utility import read_utility
-from server.report.verdict import HINT, STAGES, recommended, told
+from server.report.verdict import HINT, recommended, told
 from server.report.wording import epsilon as epsilon_in_words
-from server.report.wording import percent
 from server.token_cli import token
 
 _LOOKED_WITHIN: Final = timedelta(seconds=30)

@@ -24,10 +24,11 @@ from common.vocabulary import (
     Shift,
     TrainSet,
 )
+from common.wording import STAGES, percent, points
 from server.report.run_record import RunRecord, by_size, write_run
 from server.report.utility import MODELS
-from server.report.verdict import MEANING, STAGES, amber, recommended, told, told_alone
-from server.report.wording import RATES, interval, percent, points
+from server.report.verdict import MEANING, amber, recommended, told, told_alone
+from server.report.wording import RATES, interval
 from server.report.wording import epsilon as epsilon_in_words
 from simulations.bench.cli import bench
 from simulations.scenario_options import scenario_options

@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from scipy.stats import t as student
 
 from common.metrics import Interval, Verification
+from common.wording import percent, points
 from server.report import drawing
 from server.report.drawing import AFTER, BEFORE, INK, QUIET, SECOND, Plot, finished, new_panels
 from server.report.run_record import RunRecord
-from server.report.wording import percent, points
 from simulations.sweep import Cell, Trust
 
 RATES = (("tmr_at_fmr_1e2", "TMR at FMR 1e-2"), ("tmr_at_fmr_1e3", "TMR at FMR 1e-3"))

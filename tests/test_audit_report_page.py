@@ -24,6 +24,7 @@ from common.errors import InputError, VeilfaceError
 from common.software import Package
 from common.statement import Consent, Statement
 from common.vault_facts import VaultFacts
+from common.wording import points
 from server.audit import cli
 from server.audit.facts import Facts, Report
 from server.audit.page import render, split
@@ -32,7 +33,6 @@ from server.audit.rates import Group, GroupRate, Groups, WorstGroup
 from server.audit.wording import LANGUAGES, Language, Wording, in_hundred, share, texts
 from server.report.utility import Utility
 from server.report.verdict import HEADS
-from server.report.wording import points
 from tests.audit_rig import DELTA, REJECTED, Case, gained, make_run, report_of
 from tests.browser_rig import needs_browser
 

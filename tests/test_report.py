@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from common.metrics import Interval, Intervals, Verification
 from common.paired import Change, Difference
-from common.wording import plural
+from common.wording import change, plural, points
 from server.report.drawing import Plot
 from server.report.page import render, write_page
 from server.report.plots import draw_all, write_plots
@@ -40,8 +40,8 @@ from server.report.run_record import (
 )
 from server.report.strength import SOURCE
 from server.report.utility import DetPoints
-from server.report.verdict import amber, change, told
-from server.report.wording import detection, duration, epsilon, points, power
+from server.report.verdict import amber, told
+from server.report.wording import detection, duration, epsilon, power
 
 HOSTILE = "<script src='http://evil.example/x.js'>alert(1)</script>\"&'</style>"
 

@@ -8,13 +8,14 @@ from scipy.special import ndtri
 
 from common.metrics import Interval, Verification
 from common.paired import Change
+from common.wording import percent, points
 from server.audit.curves import Axis, Line, chart, key
 from server.audit.promise import figure
 from server.audit.rates import GroupRate, Groups, Scores
 from server.audit.view import View
 from server.report.utility import DetPoints, Utility
 from server.report.verdict import TONES
-from server.report.wording import RATES, percent, points
+from server.report.wording import RATES
 
 _LEFT, _LOW = 2e-4, 1e-3
 _DASHES = {"before": "6 4", "public": "9 3 2 3", "after": ""}

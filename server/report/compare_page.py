@@ -7,12 +7,13 @@ from html import escape
 import matplotlib as mpl
 
 from common.metrics import Interval, Verification
+from common.wording import percent, points
 from server.report import drawing
 from server.report.comparison import Comparison, Run
 from server.report.drawing import AFTER, BEFORE, SECOND, Plot, finished, new_figure
 from server.report.page import inline, table
 from server.report.style import STYLE
-from server.report.wording import duration, epsilon, interval, percent, points, power
+from server.report.wording import duration, epsilon, interval, power
 
 RATES = (
     ("TMR at FMR 1e-2", "tmr_at_fmr_1e2"),

@@ -11,12 +11,13 @@ from pathlib import Path
 from common.metrics import Interval, Verification
 from common.paired import Change
 from common.storage import write_private
+from common.wording import STAGES, percent, points
 from server.report import drawing
 from server.report.plots import draw_all
 from server.report.run_record import RunRecord, SiteSpending, by_size
 from server.report.strength import SOURCE, TONES, WORDS, scale, strength
 from server.report.style import STYLE
-from server.report.verdict import MEANING, STAGES, recommended, told, told_alone
+from server.report.verdict import MEANING, recommended, told, told_alone
 from server.report.wording import (
     RATES,
     detection,
@@ -24,8 +25,6 @@ from server.report.wording import (
     epsilon,
     epsilon_with_delta,
     interval,
-    percent,
-    points,
     power,
 )
 

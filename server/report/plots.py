@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from common.storage import write_private
-from common.wording import plural
+from common.wording import STAGES, percent, plural
 from server.report.drawing import (
     AFTER,
     BEFORE,
@@ -39,8 +39,7 @@ from server.report.drawing import (
 )
 from server.report.run_record import RunRecord
 from server.report.utility import DetPoints
-from server.report.verdict import STAGES
-from server.report.wording import RATES, epsilon, epsilon_with_delta, percent, power
+from server.report.wording import RATES, epsilon, epsilon_with_delta, power
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from common.paired import Change, Difference, Verdict
-from common.wording import plural
+from common.paired import Verdict
+from common.wording import STAGES, compared, plural
 from server.report.run_record import RunRecord
 from server.report.utility import RECOMMENDED, Released, Utility
-from server.report.wording import points
 
 # Green, grey, amber. Red is for what is not private.
 Tone = Literal["good", "neutral", "amber"]
-STAGES: Final = {
-    "before": "before",
-    "public": "public only",
-    "alone": "alone",
-    "after": "federated",
-    "after_own": "federated and own",
-}
 MEANING: Final = {
     "before": "the public model as it was",
     "public": "trained on public images alone, where private training starts",
@@ -77,20 +69,6 @@ def told_alone(record: RunRecord) -> Said | None:
         return None
     verdict = more.difference.verdict
     return Said(TONES[verdict], _ALONE[verdict], compared(more.difference, "alone"))
-
-
-def compared(found: Difference, other: str) -> str:
-    """Return a difference in points, with the interval that the verdict goes by."""
-    return (
-        f"From {other} to federated, TMR (the mean of both operating points) changed by "
-        f"{change(found.tmr_mean)}, on the same test persons."
-    )
-
-
-def change(found: Change) -> str:
-    """A difference in points and the ends of its 95% interval."""
-    ends = f"{points(found.low)} to {points(found.high)}"
-    return f"{points(found.value)} points (95% interval {ends})"
 
 
 def recommended(utility: Utility) -> str:

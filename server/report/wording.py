@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from common.metrics import Interval
+from common.wording import percent
 
 # The rates that are shown, by their fields, in the order in which they stand.
 RATES = {
@@ -14,19 +15,9 @@ RATES = {
 }
 
 
-def percent(rate: float) -> str:
-    """A rate in [0, 1] to a tenth of a percent."""
-    return f"{100 * rate:.1f}%"
-
-
 def interval(ci: Interval | None) -> str:
     """The ends of a confidence interval, or nothing where none was computed."""
     return f"{100 * ci.low:.1f} to {100 * ci.high:.1f}" if ci else ""
-
-
-def points(change: float) -> str:
-    """A signed difference of two rates in percentage points."""
-    return f"{100 * change:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def power(value: float) -> str:
