@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from common.errors import InputError
-from simulations.attacks.cli import attack
+from simulations.attacks.audit import ATTACKS
+from simulations.attacks.cli import READ, attack
 
 QUICK = ("--epsilon", "8", "--seed", "4", "--rounds", "1", "--persons", "6", "--steps", "400")
 
@@ -45,6 +46,19 @@ def test_what_was_found_is_printed_and_a_control_is_named() -> None:
     blind = run(*QUICK, "--attack", "gradient", "--control", "transform-off", "--steps", "10")
     assert blind.exit_code == 0
     assert "NOT CAUGHT" in blind.stdout
+
+
+def test_every_number_that_is_printed_is_explained() -> None:
+    """Under each attack's name: what stands beside what; above all, what the two bounds are."""
+    chosen = ("gradient",)
+    options = [one for name in chosen for one in ("--attack", name)]
+    printed = " ".join(run(*QUICK, "--quick", *options).stdout.split())
+    assert set(READ) == set(ATTACKS)
+    for name, text in READ.items():
+        assert (text in printed) == (name in chosen)
+        assert name not in chosen or printed.index(f"{name}: ") < printed.index(text)
+    assert "the same lower bound at two confidences" in printed
+    assert "alone decides" in printed and "once in twenty" in printed
 
 
 def test_out_holds_the_record_and_pictures(tmp_path: Path) -> None:
