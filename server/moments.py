@@ -19,7 +19,6 @@ from common.backbones.statistics import HeadParts, PublicMoments, StatisticsHead
 from common.contract import Contract
 from common.embedding import Rows
 from common.moments import estimate
-from common.paired import choose
 from common.parameters import assign
 from common.recipe import moments_for, recommended
 from common.terms import TrainingConfig
@@ -45,7 +44,8 @@ def with_moments(
     if judges is not None:
         others = [(judges.quality(Model.of(head)), head) for head in heads]
         better = max(others, key=lambda other: other[0])[1]
-        best = best if judges.stays(Model.of(best), Model.of(better)) else better
+        if judges.best({"first": Model.of(best), "better": Model.of(better)}) == "better":
+            best = better
     parts = replace(rows.split, trainable=best, condense=best.condense)
     return replace(rows, split=parts)
 
@@ -65,12 +65,10 @@ def _public_heads(
     weights = [head.adapter.weight.detach().clone()]
     if several:
         weights += _trained(config, rows, bank, public)
-    for weight, share, moments in product(weights, _CENTRES, (None, basis)):
-        if moments is None or basis is not None:
-            centred = replace(public, center=public.center * 2 * share)
-            yield _head(config, rows, bank, centred, weight, moments)
-        if not several:
-            return
+    centres = _CENTRES if several else _CENTRES[:1]
+    for weight, share, moments in product(weights, centres, (None, basis) if basis else (None,)):
+        centred = replace(public, center=public.center * 2 * share)
+        yield _head(config, rows, bank, centred, weight, moments)
 
 
 def _trained(
@@ -151,16 +149,14 @@ class Settling:
         """Return the head's parameters [d] that the mean delta [d] of so many sites says."""
         head, shape = self._head, self._head.shape
         found = estimate(shape, head.prior, torch.from_numpy(delta), self.noise(sites))
-        named = {str(shares): _used(head, found, *shares) for shares in _shares(head)}
+        named = {str(shares): _used(head, found, *shares).float() for shares in _shares(head)}
         chosen = next(iter(named))
         if self._judges is not None:
-            before, measured = head.told(), []
-            for name, parameters in named.items():
-                assign(head, parameters.float())
-                measured.append((name, self._judges.measure(Model.of(head))))
-            assign(head, before.float())
-            chosen = choose(measured)
-        result: NDArray[np.float32] = named[chosen].float().numpy()
+            before = head.told().float()
+            models = {name: Model.under(head, parameters) for name, parameters in named.items()}
+            chosen = self._judges.best(models)
+            assign(head, before)
+        result: NDArray[np.float32] = named[chosen].numpy()
         return result
 
 

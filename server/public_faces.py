@@ -6,7 +6,7 @@ who reports the best of several on the persons it was chosen on plays it up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -21,6 +21,7 @@ from common.embedding import Rows, embed
 from common.intervals import verification_of
 from common.metrics import PairScores, all_pairs
 from common.paired import Measured, choose, measured
+from common.parameters import assign
 from common.randomness import experiment_generator
 
 _JUDGES: Final = 1 / 3
@@ -42,6 +43,21 @@ class Model:
         """Return the model of a trainable part as it is whenever the model is used."""
         order = module.probe_order if isinstance(module, StatisticsHead) else None
         return Model(lambda rows: embed(module, rows, prepare), order)
+
+    @staticmethod
+    def under(
+        module: nn.Module,
+        parameters: Tensor,
+        prepare: Callable[[Tensor], Tensor] = lambda rows: rows,
+    ) -> Model:
+        """Return the model of a trainable part under parameters [d]; each use leaves them in it."""
+        model = Model.of(module, prepare)
+
+        def embedded(rows: Tensor) -> Tensor:
+            assign(module, parameters)
+            return model.embed(rows)
+
+        return Model(embedded, model.probe_order)
 
 
 @dataclass(frozen=True)
@@ -107,10 +123,9 @@ class SeenFaces:
         """Return the model's rates, to be paired with another's."""
         return measured(self.scores(model), self.cameras)
 
-    def stays(self, model: Model, other: Model) -> bool:
-        """Return whether a model stays in use, the other not being better by more than chance."""
-        found = [("model", self.measure(model)), ("other", self.measure(other))]
-        return choose(found) == "model"
+    def best(self, candidates: Mapping[str, Model]) -> str:
+        """Return which model to use, the first unless a later one is better by more than chance."""
+        return choose([(name, self.measure(model)) for name, model in candidates.items()])
 
     def rates(self, model: Model) -> tuple[float, float]:
         """Return both TMRs alone, the means over cameras: fast enough for every round."""

@@ -78,7 +78,8 @@ def start_on_public(
     with torch.no_grad():
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
-    if judges.stays(Model.of(untrained, rows.prepare), model):
+    stages = {"untrained": Model.of(untrained, rows.prepare), "trained": model}
+    if judges.best(stages) == "untrained":
         trained.load_state_dict(untrained.state_dict())
 
 

@@ -14,8 +14,7 @@ from common.backbones.split import HEADS
 from common.embedding import Rows
 from common.intervals import verification_of
 from common.metrics import Verification
-from common.paired import Measured, choose, difference, measured
-from common.parameters import assign
+from common.paired import Measured, difference, measured
 from server.public_faces import Model, SeenFaces
 from server.report.utility import DetPoints, Released, Utility
 
@@ -43,13 +42,8 @@ class PublicTest:
 
     def under(self, parameters: NDArray[np.float32]) -> Model:
         """Return the model of trainable parameters [d]."""
-        trainable = self._rows.split.trainable
-
-        def embedded(rows: Tensor) -> Tensor:
-            assign(trainable, torch.from_numpy(parameters))
-            return self._rows.embed(rows)
-
-        return Model(embedded, Model.of(trainable).probe_order)
+        rows = self._rows
+        return Model.under(rows.split.trainable, torch.from_numpy(parameters), rows.prepare)
 
     def public_only(self, start: NDArray[np.float32]) -> Model | None:
         """Return the model at the start [d] of private training; None where that is untrained."""
@@ -77,7 +71,7 @@ class PublicTest:
         """Return which of several models to use, the first unless the judges tell it apart."""
         if self._judges is None:
             return candidates[0][0]
-        return choose([(name, self._judges.measure(model)) for name, model in candidates])
+        return self._judges.best(dict(candidates))
 
     def recommended(self, public: Model | None, after: Model) -> Released:
         """Return the stage to use: a later one only where the judges tell that it is better."""

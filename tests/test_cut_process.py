@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +12,6 @@ from client.consent import SitePolicy
 from client.folder import open_folder
 from client.folder_config import FolderConfig
 from client.preparation import PublicPart
-from client.site import Prepared
 from common.app_bundle import app_hash
 from common.cut_all import WORTH_A_POOL
 from common.dataset import load_chips
@@ -24,6 +22,7 @@ from simulations.experiment import Experiment
 from simulations.federation import build
 from simulations.material import gather
 from tests.deadly_rig import DEADLY, DeadlyDetector
+from tests.site_rig import assert_answers_with_noise
 
 SPEC = ChipSpec(24, "dlib")
 
@@ -94,14 +93,7 @@ def test_whatever_goes_wrong_at_a_site_its_answer_is_noise_and_its_log_says_why(
         monkeypatch.setattr("client.folder.Rows.of", broken)
     opened = open_folder(FolderConfig(data, tmp_path / "s", cache=tmp_path / "c"), policy)
     assert len(opened.persons(part)) == (fault == "the cache")
-    vector = torch.from_numpy(federation.initial)
-    update = opened.site.train(
-        lambda: Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part)),
-        part.contract, 1, vector, part.id,
-    )  # fmt: skip
-    noise = part.contract.privacy.noise_multiplier * part.contract.privacy.max_grad_norm
-    scale = noise / part.contract.privacy.public_denominator
-    assert float(np.std(update.delta)) == pytest.approx(scale, rel=0.1)
+    assert_answers_with_noise(opened, part, federation.initial)
     words = {"kills": "died", "floods": "MemoryError", "breaks": "RuntimeError",
              "the cache": "the disk is full", "the embedding": "out of memory"}  # fmt: skip
     assert words[fault] in caplog.text

@@ -42,6 +42,7 @@ from server.optimizer import OptimizerState
 from simulations.experiment import Experiment
 from simulations.federation import build
 from simulations.material import gather
+from tests.site_rig import assert_answers_with_noise
 
 
 def npy(shape: str) -> bytes:
@@ -280,11 +281,4 @@ def test_a_site_whose_images_cannot_be_used_trains_on_nobody_and_does_not_say_so
     part = PublicPart(federation.contract, federation.state, federation.public_inputs)
     policy = SitePolicy(("lenet",), 9.0, 1e-4, 9.0, 100, ("local",), 0, 0, (app_hash(),))
     opened = open_folder(FolderConfig(data, tmp_path / "s"), policy)
-    vector = torch.from_numpy(federation.initial)
-    update = opened.site.train(
-        lambda: Prepared(part.contract, opened.model(part), part.inputs, opened.persons(part)),
-        part.contract, 1, vector, part.id,
-    )  # fmt: skip
-    noise = part.contract.privacy.noise_multiplier * part.contract.privacy.max_grad_norm
-    scale = noise / part.contract.privacy.public_denominator
-    assert float(np.std(update.delta)) == pytest.approx(scale, rel=0.1)
+    assert_answers_with_noise(opened, part, federation.initial)
